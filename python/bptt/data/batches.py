@@ -1,0 +1,66 @@
+"""Sequences of different lengths as padded tensors, and batches that pad little."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .vocabulary import PAD
+
+
+class Padded(NamedTuple):
+    """N sequences in one tensor.
+
+    Attributes:
+        values: int64 [N, longest], PAD past each sequence's length.
+        lengths: int64 [N].
+    """
+
+    values: Tensor
+    lengths: Tensor
+
+    def batch(self, rows: Tensor) -> Padded:
+        """The given rows, time first: values [T, B] with T the longest among them, lengths [B]."""
+        lengths = self.lengths[rows]
+        return Padded(self.values[rows, : int(lengths.max())].t(), lengths)
+
+
+def pad(sequences: Sequence[Sequence[int]]) -> Padded:
+    """Join sequences of indices into one padded tensor.
+
+    Raises:
+        ValueError: there is no sequence, or one of them is empty.
+    """
+    if not sequences:
+        raise ValueError("expected at least one sequence, got none")
+    lengths = torch.tensor([len(sequence) for sequence in sequences])
+    if not bool(lengths.all()):
+        raise ValueError(f"sequence {int(lengths.argmin())} is empty")
+    inside = torch.arange(int(lengths.max())) < lengths[:, None]  # [N, longest]
+    values = torch.full(inside.shape, PAD)
+    values[inside] = torch.tensor([index for sequence in sequences for index in sequence])
+    return Padded(values, lengths)
+
+
+def similar_lengths(
+    lengths: Sequence[Tensor], batch_size: int, generator: torch.Generator
+) -> list[Tensor]:
+    """Split rows into shuffled batches whose members are alike in every length.
+
+    Args:
+        lengths: int64 [N] each, the one to sort by first in front (source, then target).
+        batch_size: rows per batch; the last batch in sorted order may be smaller.
+        generator: decides the order among equals and the order of the batches.
+
+    Returns:
+        Row indices of each batch, every row once.
+    """
+    order = torch.randperm(len(lengths[0]), generator=generator)
+    for length in reversed(lengths):
+        order = order[length[order].argsort(stable=True)]
+    batches = order.split(batch_size)
+    shuffled = torch.randperm(len(batches), generator=generator).tolist()
+    return [batches[i] for i in shuffled]

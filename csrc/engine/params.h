@@ -1,0 +1,73 @@
+// All that an engine gets: sizes, strides in elements and raw pointers. No torch, no CUDA.
+//
+// T time steps, B batch, D directions (independent recurrences), G gates, H hidden units, R size of
+// the hidden state (H, or the projection's size), A saved values, P peepholes. Arrays are dense and
+// row-major in the shape given, but for gates_x, whose strides of T and B are free.
+#pragma once
+
+#include <cstdint>
+
+namespace bptt {
+
+enum class Dtype { kFloat32, kFloat64, kBFloat16 };
+enum class CellKind {
+  kRnnTanh,
+  kRnnRelu,
+  kRnnSigmoid,
+  kGru,
+  kGruResetBefore,
+  kLstm,
+  kLstmPeephole
+};
+
+struct Sizes {
+  Dtype dtype;
+  CellKind cell;
+  int64_t steps, batch, directions, hidden, state;  // T, B, D, H, R
+};
+
+// Inputs that forward and backward share. A null pointer is an absent option.
+struct Inputs {
+  const void* w_hh;        // [D, G*H, R]
+  const void* w_hr;        // [D, R, H]
+  const void* peephole;    // [D, P, H]
+  const void* h0;          // [D, B, R]
+  const void* c0;          // [D, B, H]
+  const int64_t* lengths;  // [B]
+  const bool* resets;      // [T, B]
+  const bool* reverse;     // [D]
+};
+
+// `wide` marks arrays in the accumulation type: float for bfloat16, else the dtype itself.
+struct ForwardParams {
+  Sizes sizes;
+  Inputs in;
+  const void* gates_x;  // [T, B, D, G, H]
+  int64_t gates_x_step, gates_x_row;
+  const void* b_hh;  // [D, G, H]
+  void* y;           // [T, B, D, R]
+  void* h_n;         // [D, B, R]
+  void* c_n;         // [D, B, H]
+  void* saved;       // [T, B, D, A, H] or null: inference
+  void* cells;       // [T, B, D, H] wide
+};
+
+struct BackwardParams {
+  Sizes sizes;
+  Inputs in;
+  const void* dy;      // [T, B, D, R]
+  const void* dh_n;    // [D, B, R]
+  const void* dc_n;    // [D, B, H]
+  const void* y;       // [T, B, D, R]
+  const void* saved;   // [T, B, D, A, H]
+  const void* cells;   // [T, B, D, H] wide
+  void* dgates_x;      // [T, B, D, G, H]
+  void* dgates_h;      // same, null when the cell shares them
+  void* dh0;           // [D, B, R]
+  void* dc0;           // [D, B, H]
+  void* dpeephole;     // [B, D, P, H] wide
+  void* operand;       // [T, B, D, H]: what a step's second product multiplied
+  void* dh;            // [T, B, D, R]: gradient of every hidden state, for a projection's weights
+};
+
+}  // namespace bptt

@@ -1,0 +1,165 @@
+// The recurrent product: rows of a small batch times weights packed into panels.
+//
+// Every element of a product is one chain of fused multiply-adds over the depth, whatever the shape
+// of the tile it is computed in. The number of workers therefore never changes a bit of the result.
+#pragma once
+
+#include "simd.h"
+
+namespace bptt {
+namespace {
+
+constexpr int kPanelVectors = 4;
+constexpr int kMostRows = 8;
+
+// Rows per tile: as many accumulators as the registers hold beside one row of weights.
+constexpr int tile_rows(int vectors) {
+  if (kManyRegisters) return vectors == 4 ? 6 : 8;
+  return vectors >= 3 ? 3 : 4;
+}
+
+// A [blocks * lanes * gates, depth] matrix in panels of up to four vectors: [panel][depth][block]
+// [gate][lane]. Units past the last are zero.
+template <class T>
+struct Packed {
+  T* data;
+  int64_t depth;
+  int64_t units;
+  int gates;
+  int panel_blocks;  // blocks of kLanes units in a panel
+
+  static constexpr int kLanes = Vec<T>::kLanes;
+  int64_t blocks() const { return (units + kLanes - 1) / kLanes; }
+  int64_t panels() const { return (blocks() + panel_blocks - 1) / panel_blocks; }
+  int64_t elements() const { return blocks() * gates * kLanes * depth; }
+  int64_t panel_units() const { return static_cast<int64_t>(panel_blocks) * kLanes; }
+  T* panel(int64_t p) const { return data + p * panel_blocks * gates * kLanes * depth; }
+  int blocks_in(int64_t p) const {
+    const int64_t left = blocks() - p * panel_blocks;
+    return static_cast<int>(left < panel_blocks ? left : panel_blocks);
+  }
+};
+
+// Element (unit, gate, k) of the matrix is source[(gate * units + unit) * depth + k].
+template <class S, class T>
+void pack_rows(const Packed<T>& to, const S* source, int64_t p) {
+  constexpr int lanes = Vec<T>::kLanes;
+  constexpr int64_t kChunk = 64;  // a chunk of each row stays in the first cache while transposed
+  T* out = to.panel(p);
+  const int vectors = to.blocks_in(p) * to.gates;
+  for (int64_t k0 = 0; k0 < to.depth; k0 += kChunk) {
+    const int64_t k1 = k0 + kChunk < to.depth ? k0 + kChunk : to.depth;
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t first = (p * to.panel_blocks + v / to.gates) * lanes;
+      for (int lane = 0; lane < lanes; ++lane) {
+        const int64_t unit = first + lane;
+        T* column = out + v * lanes + lane;
+        if (unit >= to.units) {
+          for (int64_t k = k0; k < k1; ++k) column[k * vectors * lanes] = T(0);
+          continue;
+        }
+        const S* row = source + ((v % to.gates) * to.units + unit) * to.depth;
+        for (int64_t k = k0; k < k1; ++k) column[k * vectors * lanes] = load_scalar(row + k);
+      }
+    }
+  }
+}
+
+// Element (unit, k) is source[k * units + unit]; one gate.
+template <class S, class T>
+void pack_columns(const Packed<T>& to, const S* source, int64_t p) {
+  constexpr int lanes = Vec<T>::kLanes;
+  T* out = to.panel(p);
+  const int vectors = to.blocks_in(p);
+  for (int64_t k = 0; k < to.depth; ++k) {
+    for (int v = 0; v < vectors; ++v) {
+      const int64_t first = (p * to.panel_blocks + v) * lanes;
+      const int64_t left = to.units - first;
+      store(out + (k * vectors + v) * lanes,
+            load(source + k * to.units + first, left < lanes ? static_cast<int>(left) : lanes));
+    }
+  }
+}
+
+template <class T, int kVectors, int kRows>
+void multiply_tile(const T* rows, int64_t row_stride, const T* panel, int64_t depth, T* tile) {
+  using V = Vec<T>;
+  V sum[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = V(T(0));
+  }
+#pragma GCC unroll 2
+  for (int64_t k = 0; k < depth; ++k) {
+    V weights[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      weights[v] = load(panel + (k * kVectors + v) * V::kLanes);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const V value(rows[r * row_stride + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] + value * weights[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) store(tile + (r * kVectors + v) * V::kLanes, sum[r][v]);
+  }
+}
+
+template <class T>
+using TileFunction = void (*)(const T*, int64_t, const T*, int64_t, T*);
+
+template <class T, int kVectors>
+TileFunction<T> tile_function(int rows) {
+  switch (rows) {
+    case 1: return multiply_tile<T, kVectors, 1>;
+    case 2: return multiply_tile<T, kVectors, 2>;
+    case 3: return multiply_tile<T, kVectors, 3>;
+    case 4: return multiply_tile<T, kVectors, 4>;
+    default: break;
+  }
+  if constexpr (tile_rows(kVectors) > 4) {
+    if (rows == 5) return multiply_tile<T, kVectors, 5>;
+    if (rows == 6) return multiply_tile<T, kVectors, 6>;
+  }
+  if constexpr (tile_rows(kVectors) > 6) {
+    if (rows == 7) return multiply_tile<T, kVectors, 7>;
+    if (rows == 8) return multiply_tile<T, kVectors, 8>;
+  }
+  return nullptr;
+}
+
+// Multiplies rows [begin, end) of `rows` by panel p and hands every tile to
+// consume(first_row, count, tile, vectors), tile being [count][vectors][lanes].
+template <class T, class Consume>
+BPTT_INLINE void multiply_panel(const Packed<T>& weights, int64_t p, const T* rows,
+                                int64_t row_stride, int64_t begin, int64_t end, Consume consume) {
+  constexpr int lanes = Vec<T>::kLanes;
+  alignas(64) T tile[kMostRows * kPanelVectors * lanes];
+  const int vectors = weights.blocks_in(p) * weights.gates;
+  const int most = tile_rows(vectors);
+  const int64_t count = end - begin;
+  const int64_t tiles = (count + most - 1) / most;
+  for (int64_t i = 0; i < tiles; ++i) {
+    // Tiles of nearly equal height: 16 rows are 6 + 5 + 5 rather than 6 + 6 + 4.
+    const int64_t first = begin + count * i / tiles;
+    const int height = static_cast<int>(begin + count * (i + 1) / tiles - first);
+    TileFunction<T> multiply = nullptr;
+    switch (vectors) {
+      case 1: multiply = tile_function<T, 1>(height); break;
+      case 2: multiply = tile_function<T, 2>(height); break;
+      case 3: multiply = tile_function<T, 3>(height); break;
+      default: multiply = tile_function<T, 4>(height); break;
+    }
+    multiply(rows + first * row_stride, row_stride, weights.panel(p), weights.depth, tile);
+    consume(first, height, tile, vectors);
+  }
+}
+
+}  // namespace
+}  // namespace bptt

@@ -1,0 +1,215 @@
+// Vectors of neighbouring hidden units, with the activations of csrc/cells for them.
+//
+// Included by cpu_kernels.cpp only, which is compiled once per instruction set: everything here has
+// internal linkage, or the linker might pick the AVX-512 copy of a function for an older machine.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+#include "../cells/activation.h"
+
+namespace bptt {
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int kVectorBytes = 64;
+constexpr bool kManyRegisters = true;  // 32 vector registers
+#elif defined(__AVX2__)
+constexpr int kVectorBytes = 32;
+constexpr bool kManyRegisters = false;
+#else
+constexpr int kVectorBytes = 16;
+#if defined(__aarch64__)
+constexpr bool kManyRegisters = true;
+#else
+constexpr bool kManyRegisters = false;
+#endif
+#endif
+
+#define BPTT_INLINE inline __attribute__((always_inline))
+
+template <class T>
+struct FloatTraits;
+
+// round(x) is found by adding 1.5 * 2^mantissa, which leaves the integer in the low bits.
+// Polynomials are Taylor series of e^r on |r| <= ln(2)/2, long enough to be exact to rounding.
+template <>
+struct FloatTraits<float> {
+  typedef float Raw __attribute__((vector_size(kVectorBytes)));
+  typedef int32_t Integers __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kMantissa = 23, kBias = 127, kTerms = 7;
+  static constexpr float kRound = 12582912.0f;
+  static constexpr float kLn2High = 0.693145751953125f, kLn2Low = 1.42860677e-6f;
+  static constexpr float kMin = -87.3f, kMax = 88.0f, kTanhMax = 9.1f;
+};
+template <>
+struct FloatTraits<double> {
+  typedef double Raw __attribute__((vector_size(kVectorBytes)));
+  typedef int64_t Integers __attribute__((vector_size(kVectorBytes)));
+  static constexpr int kMantissa = 52, kBias = 1023, kTerms = 13;
+  static constexpr double kRound = 6755399441055744.0;
+  static constexpr double kLn2High = 0.693147180369123816490, kLn2Low = 1.90821492927058770002e-10;
+  static constexpr double kMin = -708.3, kMax = 709.0, kTanhMax = 19.1;
+};
+
+template <class T>
+struct Vec {
+  using Scalar = T;
+  using Traits = FloatTraits<T>;
+  static constexpr int kLanes = kVectorBytes / sizeof(T);
+  using Raw = typename Traits::Raw;
+  Raw raw;
+
+  Vec() = default;
+  BPTT_INLINE Vec(Raw value) : raw(value) {}
+  BPTT_INLINE Vec(T value) : raw(value - Raw{}) {}
+  BPTT_INLINE explicit Vec(int value) : Vec(static_cast<T>(value)) {}
+
+  friend BPTT_INLINE Vec operator+(Vec a, Vec b) { return {a.raw + b.raw}; }
+  friend BPTT_INLINE Vec operator-(Vec a, Vec b) { return {a.raw - b.raw}; }
+  friend BPTT_INLINE Vec operator*(Vec a, Vec b) { return {a.raw * b.raw}; }
+  friend BPTT_INLINE Vec operator/(Vec a, Vec b) { return {a.raw / b.raw}; }
+  friend BPTT_INLINE Vec operator-(Vec a) { return {-a.raw}; }
+};
+
+template <class T>
+BPTT_INLINE Vec<T> load(const T* p) {
+  Vec<T> v;
+  memcpy(&v.raw, p, sizeof(v.raw));
+  return v;
+}
+template <class T>
+BPTT_INLINE void store(T* p, Vec<T> v) {
+  memcpy(p, &v.raw, sizeof(v.raw));
+}
+
+struct BFloat16 {
+  uint16_t bits;
+};
+template <class S>
+struct WideOf {
+  using Type = S;
+};
+template <>
+struct WideOf<BFloat16> {
+  using Type = float;
+};
+template <class S>
+using Wide = typename WideOf<S>::Type;
+
+typedef uint16_t HalfRaw __attribute__((vector_size(kVectorBytes / 2)));
+typedef uint32_t WordRaw __attribute__((vector_size(kVectorBytes)));
+
+BPTT_INLINE Vec<float> load(const BFloat16* p) {
+  HalfRaw half;
+  memcpy(&half, p, sizeof(half));
+  const WordRaw word = __builtin_convertvector(half, WordRaw) << 16;
+  Vec<float> v;
+  memcpy(&v.raw, &word, sizeof(word));
+  return v;
+}
+// Rounds to nearest, ties to even; a NaN stays one.
+BPTT_INLINE void store(BFloat16* p, Vec<float> v) {
+  WordRaw word;
+  memcpy(&word, &v.raw, sizeof(word));
+  const WordRaw rounded = (word + 0x7fff + ((word >> 16) & 1)) >> 16;
+  const WordRaw quiet = (word >> 16) | 0x40;
+  const HalfRaw half = __builtin_convertvector(v.raw == v.raw ? rounded : quiet, HalfRaw);
+  memcpy(p, &half, sizeof(half));
+}
+
+// The first n lanes; the others read as zero and are not written.
+template <class S>
+BPTT_INLINE Vec<Wide<S>> load(const S* p, int n) {
+  constexpr int lanes = Vec<Wide<S>>::kLanes;
+  if (n >= lanes) return load(p);
+  S padded[lanes] = {};
+  for (int k = 0; k < n; ++k) padded[k] = p[k];
+  return load(padded);
+}
+template <class S>
+BPTT_INLINE void store(S* p, Vec<Wide<S>> v, int n) {
+  constexpr int lanes = Vec<Wide<S>>::kLanes;
+  if (n >= lanes) return store(p, v);
+  S padded[lanes];
+  store(padded, v);
+  for (int k = 0; k < n; ++k) p[k] = padded[k];
+}
+template <class S>
+BPTT_INLINE Wide<S> load_scalar(const S* p) {
+  return *p;
+}
+template <>
+BPTT_INLINE float load_scalar(const BFloat16* p) {
+  const uint32_t word = static_cast<uint32_t>(p->bits) << 16;
+  float value;
+  memcpy(&value, &word, sizeof(value));
+  return value;
+}
+
+template <class T>
+BPTT_INLINE Vec<T> rectify(Vec<T> x) {
+  return {x.raw < 0 ? typename Vec<T>::Raw{} : x.raw};
+}
+template <class T>
+BPTT_INLINE Vec<T> where_positive(Vec<T> y, Vec<T> value) {
+  return {y.raw > 0 ? value.raw : typename Vec<T>::Raw{}};
+}
+// Clamps, but lets a NaN through: comparisons with it are false.
+template <class T>
+BPTT_INLINE Vec<T> clamp(Vec<T> x, T least, T most) {
+  const Vec<T> low(least), high(most);
+  const typename Vec<T>::Raw raised = x.raw < low.raw ? low.raw : x.raw;
+  return {raised > high.raw ? high.raw : raised};
+}
+
+template <class T>
+constexpr T inverse_factorial(int n) {
+  double product = 1;
+  for (int k = 2; k <= n; ++k) product *= k;
+  return static_cast<T>(1 / product);
+}
+
+// x = n ln2 + r; returns e^r - 1 and sets scale to 2^n.
+template <class T>
+BPTT_INLINE Vec<T> exponential_parts(Vec<T> x, Vec<T>* scale) {
+  using V = Vec<T>;
+  using Traits = FloatTraits<T>;
+  const V shifted = x * V(static_cast<T>(1.44269504088896340736)) + V(Traits::kRound);
+  const V n = shifted - V(Traits::kRound);
+  const V r = x - n * V(Traits::kLn2High) - n * V(Traits::kLn2Low);
+  typename Traits::Integers bits;
+  memcpy(&bits, &shifted.raw, sizeof(bits));
+  // The low bits of `shifted` hold n; the rest of it is shifted out.
+  bits = (bits + Traits::kBias) << Traits::kMantissa;
+  memcpy(&scale->raw, &bits, sizeof(bits));
+  V sum(inverse_factorial<T>(Traits::kTerms));
+#pragma GCC unroll 16
+  for (int k = Traits::kTerms - 1; k >= 2; --k) sum = V(inverse_factorial<T>(k)) + sum * r;
+  return r + r * r * sum;
+}
+
+template <class T>
+BPTT_INLINE Vec<T> exponential(Vec<T> x) {
+  Vec<T> scale;
+  const Vec<T> part =
+      exponential_parts(clamp(x, FloatTraits<T>::kMin, FloatTraits<T>::kMax), &scale);
+  return scale + scale * part;
+}
+
+// (1 - e^-2a) / (1 + e^-2a) with a = |x|, written with e^-2a - 1 so that small x lose nothing.
+template <class T>
+BPTT_INLINE Vec<T> hyperbolic_tangent(Vec<T> x) {
+  using V = Vec<T>;
+  const V magnitude = {x.raw < 0 ? -x.raw : x.raw};
+  V scale;
+  const V a = clamp(magnitude, T(0), FloatTraits<T>::kTanhMax);
+  const V part = exponential_parts(a * V(T(-2)), &scale);
+  const V minus_one = scale * part + (scale - V(T(1)));
+  const V result = -minus_one / (V(T(2)) + minus_one);
+  return {x.raw < 0 ? -result.raw : result.raw};
+}
+
+}  // namespace
+}  // namespace bptt

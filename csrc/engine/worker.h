@@ -1,0 +1,189 @@
+// What the forward and the backward loop share: a worker's part of a layer, and its scratch memory.
+#pragma once
+
+#include <new>
+
+#include "params.h"
+#include "plan.h"
+#include "product.h"
+#include "team.h"
+
+namespace bptt {
+namespace {
+
+BPTT_INLINE int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
+
+// Hands out pieces of one block of memory; with a null base it only counts.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+
+  template <class T>
+  T* take(int64_t count) {
+    T* piece = base_ == nullptr ? nullptr : reinterpret_cast<T*>(base_ + used_);
+    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+    return piece;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// Which rows take part in a step, and which start it from a zero state.
+struct Masks {
+  const int64_t* lengths;
+  const bool* resets;
+  int64_t steps, batch;
+
+  BPTT_INLINE int64_t length(int64_t b) const { return lengths == nullptr ? steps : lengths[b]; }
+  BPTT_INLINE bool active(int64_t t, int64_t b) const { return t < length(b); }
+  BPTT_INLINE bool clears(int64_t t, int64_t b) const {
+    return resets != nullptr && t >= 0 && t < steps && resets[t * batch + b] && active(t, b);
+  }
+};
+
+// One worker's part: rows of the batch, and blocks of units, as the plan cuts them.
+struct Part {
+  Plan plan;
+  int lane;         // the first direction it works on; then every plan.lanes-th
+  int row_slice, unit_slice;
+  Range rows;
+  Barrier* lane_barrier;
+  Barrier* slice_barrier;
+
+  int lane_members() const { return plan.row_slices * plan.unit_slices; }
+  int lane_index() const { return row_slice * plan.unit_slices + unit_slice; }
+  // Waits for everyone who packs weights for this direction.
+  void meet_lane() const { lane_barrier->wait(lane_members()); }
+  // Waits for everyone who shares rows with this worker.
+  void meet_slice() const { slice_barrier->wait(plan.unit_slices); }
+};
+
+BPTT_INLINE Part make_part(const Sizes& s, const Plan& plan, Barrier* barriers, int worker) {
+  Part part;
+  part.plan = plan;
+  const int members = plan.row_slices * plan.unit_slices;
+  part.lane = worker / members;
+  part.row_slice = worker % members / plan.unit_slices;
+  part.unit_slice = worker % plan.unit_slices;
+  part.rows = cut(s.batch, plan.row_slices, part.row_slice);
+  part.lane_barrier = barriers + part.lane;
+  part.slice_barrier = barriers + plan.lanes + part.lane * plan.row_slices + part.row_slice;
+  return part;
+}
+
+// Blocks per panel: four vectors wide where that leaves a panel for every slice of the units.
+template <class T>
+int panel_blocks(int64_t units, int gates, int slices) {
+  const int64_t blocks = (units + Vec<T>::kLanes - 1) / Vec<T>::kLanes;
+  const int64_t share = (blocks + slices - 1) / slices;
+  const int64_t widest = kPanelVectors / gates > 1 ? kPanelVectors / gates : 1;
+  return static_cast<int>(share < widest ? (share < 1 ? 1 : share) : widest);
+}
+
+template <class T>
+Packed<T> make_packed(Arena& arena, int64_t units, int gates, int64_t depth, int slices) {
+  Packed<T> packed{nullptr, depth, units, gates, panel_blocks<T>(units, gates, slices)};
+  packed.data = arena.take<T>(packed.elements());
+  return packed;
+}
+
+// Calls body(panel) for the panels that fall to part `index` of `parts`.
+template <class T, class Body>
+BPTT_INLINE void for_panels(const Packed<T>& packed, int parts, int index, Body body) {
+  const Range range = cut(packed.panels(), parts, index);
+  for (int64_t p = range.begin; p < range.end; ++p) body(p);
+}
+
+// Calls body(first_unit, count) for each vector of units in the panels of a worker.
+template <class T, class Body>
+BPTT_INLINE void for_blocks(const Packed<T>& packed, int parts, int index, Body body) {
+  const Range range = cut(packed.panels(), parts, index);
+  const int64_t end_block = range.end * packed.panel_blocks;
+  const int64_t last = end_block < packed.blocks() ? end_block : packed.blocks();
+  for (int64_t k = range.begin * packed.panel_blocks; k < last; ++k) {
+    const int64_t first = k * Packed<T>::kLanes;
+    const int64_t left = packed.units - first;
+    body(first, static_cast<int>(left < Packed<T>::kLanes ? left : Packed<T>::kLanes));
+  }
+}
+
+// Multiplies a worker's rows by its panels; consume(row, first_unit, count, product) gets one vector
+// of units per gate.
+template <class T, class Consume>
+BPTT_INLINE void multiply(const Packed<T>& weights, const Part& part, const T* rows,
+                          int64_t row_stride, Consume consume) {
+  constexpr int lanes = Packed<T>::kLanes;
+  for_panels(weights, part.plan.unit_slices, part.unit_slice, [&](int64_t p) {
+    multiply_panel(weights, p, rows, row_stride, part.rows.begin, part.rows.end,
+                   [&](int64_t first_row, int height, const T* tile, int vectors) {
+                     for (int r = 0; r < height; ++r) {
+                       for (int v = 0; v < vectors; v += weights.gates) {
+                         const int64_t unit = p * weights.panel_units() + v / weights.gates * lanes;
+                         const int64_t left = weights.units - unit;
+                         consume(first_row + r, unit,
+                                 static_cast<int>(left < lanes ? left : lanes),
+                                 tile + (r * vectors + v) * lanes);
+                       }
+                     }
+                   });
+  });
+}
+
+// Runs Loop::direction for every direction on a team; Loop is constructed once per worker.
+template <class Loop, class Params>
+void run_on_team(const Params& params, const ThreadPool& pool, void* scratch) {
+  struct Job {
+    const Params* params;
+    void* scratch;
+    int threads;
+  } job{&params, scratch, pool.count};
+  const Plan most = plan_cpu(params.sizes, Loop::kGates, Loop::V::kLanes, pool.count);
+  // The barriers lie at the start of the scratch memory, ready before anyone comes.
+  Barrier* barriers = static_cast<Barrier*>(scratch);
+  for (int k = 0; k < 2 * pool.count; ++k) new (barriers + k) Barrier;
+  run_team(
+      pool, most.workers(),
+      [](int worker, int workers, void* context) {
+        const Job& job = *static_cast<Job*>(context);
+        const Sizes& sizes = job.params->sizes;
+        const Plan plan = plan_cpu(sizes, Loop::kGates, Loop::V::kLanes, workers);
+        if (worker >= plan.workers()) return;
+        const Part part =
+            make_part(sizes, plan, static_cast<Barrier*>(job.scratch), worker);
+        Loop loop(*job.params, part, lane_scratch<Loop>(*job.params, part, job.scratch, job.threads));
+        for (int64_t d = part.lane; d < sizes.directions; d += plan.lanes) {
+          loop.direction(d);
+          part.meet_lane();  // the next direction packs its weights over these
+        }
+      },
+      &job);
+}
+
+// Bytes of scratch memory that `run_on_team` needs with up to `threads` workers.
+template <class Loop, class Params>
+int64_t scratch_bytes(const Params& params, int threads) {
+  Arena arena(nullptr);
+  arena.take<Barrier>(2 * threads);
+  const Plan plan = plan_cpu(params.sizes, Loop::kGates, Loop::V::kLanes, threads);
+  for (int lane = 0; lane < plan.lanes; ++lane) {
+    typename Loop::Scratch scratch(arena, params, plan.unit_slices);
+  }
+  return arena.used();
+}
+
+template <class Loop, class Params>
+typename Loop::Scratch lane_scratch(const Params& params, const Part& part, void* base,
+                                    int threads) {
+  Arena arena(base);
+  arena.take<Barrier>(2 * threads);
+  for (int lane = 0; lane < part.lane; ++lane) {
+    typename Loop::Scratch skipped(arena, params, part.plan.unit_slices);
+  }
+  return typename Loop::Scratch(arena, params, part.plan.unit_slices);
+}
+
+}  // namespace
+}  // namespace bptt

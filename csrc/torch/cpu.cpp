@@ -1,0 +1,303 @@
+// The CPU implementation of the ops: tensors in, checks, parameters of csrc/engine out.
+#include "../engine/cpu.h"
+
+#include <torch/csrc/stable/c/shim.h>
+
+#include <tuple>
+
+#include "../engine/cells_table.h"
+#include "checks.h"
+
+namespace bptt {
+namespace {
+
+constexpr const char* kForward = "bptt::recurrence_forward";
+constexpr const char* kBackward = "bptt::recurrence_backward";
+
+struct Problem {
+  const char* op;
+  CellTraits cell;
+  Sizes sizes;
+  ScalarType dtype;  // of inputs and states
+  ScalarType wide;   // of cell states and sums
+};
+
+struct Options {
+  MaybeTensor w_hr, peephole, c0, lengths, resets;
+  Tensor w_hh, h0;
+  std::vector<char> reverse;  // one byte a flag: std::vector<bool> has no data()
+};
+
+Dtype dtype_of(const char* op, ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Double: return Dtype::kFloat64;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, op, ": the cpu backend takes float32, float64 and bfloat16, got ",
+                  torch::headeronly::toString(dtype));
+}
+
+CellTraits cell_of(const char* op, const Text& backend, const Text& cell) {
+  STD_TORCH_CHECK(backend.value == "cpu", op, ": backend must be \"cpu\" for CPU tensors, got \"",
+                  backend.value, "\"");
+  const CellTraits* traits = find_cell(cell.value.c_str());
+  STD_TORCH_CHECK(traits != nullptr, op, ": unknown cell \"", cell.value, "\"");
+  return *traits;
+}
+
+const CpuKernels& kernels() {
+  const CpuKernels* chosen = cpu_kernels();
+  STD_TORCH_CHECK(chosen != nullptr,
+                  "BPTT_CPU_ISA names an instruction set that this machine or build lacks; one of "
+                  "baseline, avx2, avx512 expected");
+  return *chosen;
+}
+
+void parallel_for(int64_t n, void (*f)(int64_t, int64_t, void*), void* context) {
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, 1, f, context));
+}
+
+ThreadPool thread_pool() {
+  uint32_t count = 1;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&count));
+  return {static_cast<int>(count), parallel_for};
+}
+
+const void* data(const Tensor& tensor) { return tensor.const_data_ptr(); }
+const void* data(const MaybeTensor& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
+}
+
+// Sizes of a problem, from the shapes of the tensor with `time_rank` dimensions that leads with
+// [T, B, D], of w_hh and of h0. Shapes are checked against them afterwards.
+Sizes sizes_of(const char* op, const CellTraits& cell, const char* lead_name, const Tensor& lead,
+               int64_t lead_rank, const Tensor& w_hh, const Tensor& h0) {
+  check_rank(op, lead_name, lead, lead_rank);
+  check_rank(op, "w_hh", w_hh, 3);
+  check_rank(op, "h0", h0, 3);
+  const int64_t rows = w_hh.size(1);
+  STD_TORCH_CHECK(rows > 0 && rows % cell.gates == 0, op, ": w_hh must have ", cell.gates,
+                  "*H rows for cell ", cell.name, ", got shape ", shape_text(shape_of(w_hh)));
+  STD_TORCH_CHECK(w_hh.size(2) > 0, op, ": w_hh must be [D, G*H, R] with R > 0, got ",
+                  shape_text(shape_of(w_hh)));
+  return {dtype_of(op, lead.scalar_type()), cell.kind,          lead.size(0), lead.size(1),
+          lead.size(2),                     rows / cell.gates, w_hh.size(2)};
+}
+
+void check_lengths(const Problem& p, const Tensor& lengths) {
+  check_tensor(p.op, "lengths", lengths, "[B]", {p.sizes.batch}, ScalarType::Long);
+  const Tensor dense = torch::stable::contiguous(lengths);
+  const int64_t* values = static_cast<const int64_t*>(data(dense));
+  for (int64_t b = 0; b < p.sizes.batch; ++b) {
+    STD_TORCH_CHECK(values[b] >= 0 && values[b] <= p.sizes.steps, p.op,
+                    ": lengths must lie in [0, T] = [0, ", p.sizes.steps, "], got ", values[b],
+                    " at index ", b);
+  }
+}
+
+Tensor checked(const Problem& p, const char* name, const Tensor& tensor, const char* formula,
+               const std::vector<int64_t>& shape) {
+  check_tensor(p.op, name, tensor, formula, shape, p.dtype);
+  return torch::stable::contiguous(tensor);
+}
+
+MaybeTensor checked(const Problem& p, const char* name, const MaybeTensor& tensor,
+                    const char* formula, const std::vector<int64_t>& shape) {
+  if (!tensor.has_value()) return std::nullopt;
+  return checked(p, name, *tensor, formula, shape);
+}
+
+// Checks the inputs that both ops take and makes them dense.
+Options checked_options(const Problem& p, const Tensor& w_hh, const MaybeTensor& w_hr,
+                        const MaybeTensor& peephole, const Tensor& h0, const MaybeTensor& c0,
+                        const MaybeTensor& lengths, const MaybeTensor& resets,
+                        const std::vector<int64_t>& reverse) {
+  const Sizes& s = p.sizes;
+  Options o;
+  o.w_hh = checked(p, "w_hh", w_hh, "[D, G*H, R]",
+                   {s.directions, p.cell.gates * s.hidden, s.state});
+  o.w_hr = checked(p, "w_hr", w_hr, "[D, R, H]", {s.directions, s.state, s.hidden});
+  o.peephole = checked(p, "peephole", peephole, "[D, P*H]",
+                       {s.directions, p.cell.peepholes * s.hidden});
+  o.h0 = checked(p, "h0", h0, "[D, B, R]", {s.directions, s.batch, s.state});
+  o.c0 = checked(p, "c0", c0, "[D, B, H]", {s.directions, s.batch, s.hidden});
+  STD_TORCH_CHECK(w_hr.has_value() || s.state == s.hidden, p.op, ": without w_hr, w_hh must be "
+                  "[D, G*H, H], got ", shape_text(shape_of(w_hh)));
+  STD_TORCH_CHECK(!w_hr.has_value() || p.cell.states == 2, p.op,
+                  ": w_hr needs a cell with a cell state, got cell ", p.cell.name);
+  STD_TORCH_CHECK(peephole.has_value() == (p.cell.peepholes > 0), p.op, ": peephole must be ",
+                  p.cell.peepholes > 0 ? "given" : "None", " for cell ", p.cell.name);
+  STD_TORCH_CHECK(c0.has_value() == (p.cell.states == 2), p.op, ": c0 must be ",
+                  p.cell.states == 2 ? "given" : "None", " for cell ", p.cell.name);
+  STD_TORCH_CHECK(static_cast<int64_t>(reverse.size()) == s.directions, p.op,
+                  ": reverse must have D = ", s.directions, " flags, got ", reverse.size());
+  for (int64_t flag : reverse) o.reverse.push_back(flag != 0);
+  if (lengths.has_value()) {
+    check_lengths(p, *lengths);
+    o.lengths = torch::stable::contiguous(*lengths);
+  }
+  if (resets.has_value()) {
+    check_tensor(p.op, "resets", *resets, "[T, B]", {s.steps, s.batch}, ScalarType::Bool);
+    o.resets = torch::stable::contiguous(*resets);
+  }
+  return o;
+}
+
+Inputs inputs_of(const Options& o) {
+  static_assert(sizeof(bool) == sizeof(char));
+  return {data(o.w_hh),
+          data(o.w_hr),
+          data(o.peephole),
+          data(o.h0),
+          data(o.c0),
+          static_cast<const int64_t*>(data(o.lengths)),
+          static_cast<const bool*>(data(o.resets)),
+          reinterpret_cast<const bool*>(o.reverse.data())};
+}
+
+Tensor make(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  return torch::stable::new_empty(like, shape, dtype);
+}
+
+// An op's outputs have fixed places; what a cell lacks is an empty tensor.
+Tensor make_if(bool wanted, const Tensor& like, const std::vector<int64_t>& shape,
+               ScalarType dtype) {
+  return make(like, wanted ? shape : std::vector<int64_t>{0}, dtype);
+}
+
+void* out(bool wanted, const Tensor& tensor) {
+  return wanted ? tensor.mutable_data_ptr() : nullptr;
+}
+
+Tensor scratch_memory(const Tensor& like, int64_t bytes) {
+  return make(like, {bytes}, ScalarType::Byte);
+}
+
+Problem problem_of(const char* op, const CellTraits& cell, const Sizes& sizes, ScalarType dtype) {
+  const bool is_double = dtype == ScalarType::Double;
+  return {op, cell, sizes, dtype, is_double ? ScalarType::Double : ScalarType::Float};
+}
+
+using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+ForwardOutputs forward_cpu(Text backend, Text cell_name, Tensor gates_x, Tensor w_hh,
+                           MaybeTensor b_hh, MaybeTensor w_hr, MaybeTensor peephole, Tensor h0,
+                           MaybeTensor c0, MaybeTensor lengths, MaybeTensor resets,
+                           std::vector<int64_t> reverse, bool save) {
+  const CellTraits cell = cell_of(kForward, backend, cell_name);
+  const Sizes s = sizes_of(kForward, cell, "gates_x", gates_x, 5, w_hh, h0);
+  const Problem p = problem_of(kForward, cell, s, gates_x.scalar_type());
+  check_tensor(p.op, "gates_x", gates_x, "[T, B, D, G, H]",
+               {s.steps, s.batch, s.directions, cell.gates, s.hidden}, p.dtype);
+  const Options o =
+      checked_options(p, w_hh, w_hr, peephole, h0, c0, lengths, resets, reverse);
+  const MaybeTensor bias =
+      checked(p, "b_hh", b_hh, "[D, G*H]", {s.directions, cell.gates * s.hidden});
+  const bool rows_dense = gates_x.stride(4) == 1 && gates_x.stride(3) == s.hidden &&
+                          gates_x.stride(2) == cell.gates * s.hidden;
+  const Tensor gates = rows_dense ? gates_x : torch::stable::contiguous(gates_x);
+
+  const bool keep = save && cell.saved > 0, keep_cells = save && cell.states == 2;
+  Tensor y = make(gates, {s.steps, s.batch, s.directions, s.state}, p.dtype);
+  Tensor h_n = make(gates, {s.directions, s.batch, s.state}, p.dtype);
+  Tensor c_n = make_if(cell.states == 2, gates, {s.directions, s.batch, s.hidden}, p.dtype);
+  Tensor saved = make_if(keep, gates, {s.steps, s.batch, s.directions, cell.saved, s.hidden},
+                         p.dtype);
+  Tensor cells = make_if(keep_cells, gates, {s.steps, s.batch, s.directions, s.hidden}, p.wide);
+
+  const ForwardParams params{s,
+                             inputs_of(o),
+                             data(gates),
+                             gates.stride(0),
+                             gates.stride(1),
+                             data(bias),
+                             y.mutable_data_ptr(),
+                             h_n.mutable_data_ptr(),
+                             out(cell.states == 2, c_n),
+                             out(keep, saved),
+                             out(keep_cells, cells)};
+  const ThreadPool pool = thread_pool();
+  const CpuKernels& k = kernels();
+  Tensor scratch = scratch_memory(gates, k.forward_scratch(params, pool.count));
+  k.forward(params, pool, scratch.mutable_data_ptr());
+  return {y, h_n, c_n, saved, cells};
+}
+
+using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, MaybeTensor dh_n,
+                             MaybeTensor dc_n, Tensor y, Tensor saved, Tensor cells, Tensor w_hh,
+                             MaybeTensor w_hr, MaybeTensor peephole, Tensor h0, MaybeTensor c0,
+                             MaybeTensor lengths, MaybeTensor resets,
+                             std::vector<int64_t> reverse) {
+  const CellTraits cell = cell_of(kBackward, backend, cell_name);
+  const Sizes s = sizes_of(kBackward, cell, "y", y, 4, w_hh, h0);
+  const Problem p = problem_of(kBackward, cell, s, y.scalar_type());
+  const Options o =
+      checked_options(p, w_hh, w_hr, peephole, h0, c0, lengths, resets, reverse);
+  const std::vector<int64_t> y_shape{s.steps, s.batch, s.directions, s.state};
+  const std::vector<int64_t> unit_shape{s.steps, s.batch, s.directions, s.hidden};
+  const std::vector<int64_t> gate_shape{s.steps, s.batch, s.directions, cell.gates, s.hidden};
+  const std::vector<int64_t> h_shape{s.directions, s.batch, s.state};
+  const std::vector<int64_t> c_shape{s.directions, s.batch, s.hidden};
+  const Tensor y_dense = checked(p, "y", y, "[T, B, D, R]", y_shape);
+  const MaybeTensor dy_dense = checked(p, "dy", dy, "[T, B, D, R]", y_shape);
+  const MaybeTensor dh_n_dense = checked(p, "dh_n", dh_n, "[D, B, R]", h_shape);
+  const MaybeTensor dc_n_dense = checked(p, "dc_n", dc_n, "[D, B, H]", c_shape);
+  Tensor saved_dense = saved, cells_dense = cells;
+  if (cell.saved > 0) {
+    saved_dense = checked(p, "saved", saved, "[T, B, D, A, H]",
+                          {s.steps, s.batch, s.directions, cell.saved, s.hidden});
+  }
+  if (cell.states == 2) {
+    check_tensor(p.op, "cells", cells, "[T, B, D, H]", unit_shape, p.wide);
+    cells_dense = torch::stable::contiguous(cells);
+  }
+
+  const bool two_products = w_hr.has_value() || cell.stages == 2;
+  Tensor dgates_x = make(y_dense, gate_shape, p.dtype);
+  Tensor dgates_h = make_if(!cell.shared_gates, y_dense, gate_shape, p.dtype);
+  Tensor dh0 = make(y_dense, h_shape, p.dtype);
+  Tensor dc0 = make_if(cell.states == 2, y_dense, c_shape, p.dtype);
+  Tensor dpeephole = make_if(cell.peepholes > 0, y_dense,
+                             {s.batch, s.directions, cell.peepholes * s.hidden}, p.wide);
+  Tensor operand = make_if(two_products, y_dense, unit_shape, p.dtype);
+  Tensor dh = make_if(w_hr.has_value(), y_dense, y_shape, p.dtype);
+
+  const BackwardParams params{s,
+                              inputs_of(o),
+                              data(dy_dense),
+                              data(dh_n_dense),
+                              data(dc_n_dense),
+                              data(y_dense),
+                              data(saved_dense),
+                              data(cells_dense),
+                              dgates_x.mutable_data_ptr(),
+                              out(!cell.shared_gates, dgates_h),
+                              dh0.mutable_data_ptr(),
+                              out(cell.states == 2, dc0),
+                              out(cell.peepholes > 0, dpeephole),
+                              out(two_products, operand),
+                              out(w_hr.has_value(), dh)};
+  const ThreadPool pool = thread_pool();
+  const CpuKernels& k = kernels();
+  Tensor scratch = scratch_memory(y_dense, k.backward_scratch(params, pool.count));
+  k.backward(params, pool, scratch.mutable_data_ptr());
+  return {dgates_x, dgates_h, dh0, dc0, dpeephole, operand, dh};
+}
+
+std::string instruction_set() { return kernels().name; }
+
+}  // namespace
+}  // namespace bptt
+
+STABLE_TORCH_LIBRARY_IMPL(bptt, CPU, m) {
+  m.impl("recurrence_forward", TORCH_BOX(&bptt::forward_cpu));
+  m.impl("recurrence_backward", TORCH_BOX(&bptt::backward_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(bptt, CompositeExplicitAutograd, m) {
+  m.impl("cpu_instruction_set", TORCH_BOX(&bptt::instruction_set));
+}

@@ -1,0 +1,18 @@
+// Schemas of torch.ops.bptt. Backends implement them per device; `backend` records which one a
+// forward pass ran, so that its backward pass runs the same. Shapes: csrc/engine/params.h.
+#include <torch/csrc/stable/library.h>
+
+STABLE_TORCH_LIBRARY(bptt, m) {
+  m.def(
+      "recurrence_forward(str backend, str cell, Tensor gates_x, Tensor w_hh, Tensor? b_hh, "
+      "Tensor? w_hr, Tensor? peephole, Tensor h0, Tensor? c0, Tensor? lengths, Tensor? resets, "
+      "int[] reverse, bool save) "
+      "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells)");
+  m.def(
+      "recurrence_backward(str backend, str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, "
+      "Tensor y, Tensor saved, Tensor cells, Tensor w_hh, Tensor? w_hr, Tensor? peephole, "
+      "Tensor h0, Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse) "
+      "-> (Tensor dgates_x, Tensor dgates_h, Tensor dh0, Tensor dc0, Tensor dpeephole, "
+      "Tensor operand, Tensor dh)");
+  m.def("cpu_instruction_set() -> str");
+}

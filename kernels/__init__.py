@@ -1,0 +1,1 @@
+"""Triton kernels of bptt. None yet: the backend reports itself as absent."""

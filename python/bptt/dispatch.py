@@ -1,0 +1,216 @@
+"""Which backend runs a recurrence, and why.
+
+Every backend answers `supports(problem)` with None or with a reason in words. Unless a backend is
+forced, the first available one in `ORDER` without a reason against the problem is taken. A forced
+backend never falls back: what it cannot do is an error that gives its reason.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+
+from .cells import CELLS
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the choice of a backend may depend on.
+
+    T and B are left out on purpose: under torch.compile they are symbols, and a choice that
+    looked at them would compile once per size.
+
+    Attributes:
+        cell: a name in `bptt.cells.CELLS`.
+        device: device type, such as "cpu".
+        dtype: element type of inputs, weights and hidden state.
+        composite: why only ordinary differentiable operations will do (forward-mode AD, function
+            transforms inside torch.compile), or None.
+    """
+
+    cell: str
+    device: str
+    dtype: torch.dtype
+    composite: str | None = None
+
+
+@dataclass(frozen=True)
+class BackendStatus:
+    """One row of `bptt.backends()`.
+
+    Attributes:
+        name: what `bptt.backend(name)` and BPTT_BACKEND take.
+        available: whether it can run here.
+        reason: why it cannot, or an empty string.
+        detail: what it would run, such as the instruction set.
+    """
+
+    name: str
+    available: bool
+    reason: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class _Backend:
+    name: str
+    absent: Callable[[], str | None]  # why it is unavailable here
+    supports: Callable[[Problem], str | None]  # why it cannot take a problem
+    detail: Callable[[], str]
+
+
+def _load_extension() -> str | None:
+    try:
+        from . import _C  # noqa: F401
+    except ImportError as error:
+        return f"the extension bptt._C did not load ({error}); build it with `make build`"
+    return None
+
+
+_EXTENSION_ERROR = _load_extension()
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+
+
+def _cpu_supports(problem: Problem) -> str | None:
+    if problem.device != "cpu":
+        return f"cpu: tensors are on {problem.device}, it takes CPU tensors"
+    if problem.dtype not in _CPU_DTYPES:
+        return f"cpu: {problem.dtype} is not one of float32, float64, bfloat16"
+    if problem.composite is not None:
+        return f"cpu: {problem.composite}"
+    return None
+
+
+def _cpu_detail() -> str:
+    isa = torch.ops.bptt.cpu_instruction_set()
+    return f"fused time loop in C++, {isa} instructions, {torch.get_num_threads()} threads"
+
+
+def _not_in_this_version(name: str, what: str) -> _Backend:
+    reason = f"the {what} kernels are not part of this version"
+    return _Backend(name, lambda: reason, lambda _: f"{name}: {reason}", lambda: "")
+
+
+_BACKENDS = {
+    backend.name: backend
+    for backend in (
+        _not_in_this_version("cuda", "CUDA"),
+        _not_in_this_version("triton", "Triton"),
+        _Backend("cpu", lambda: _EXTENSION_ERROR, _cpu_supports, _cpu_detail),
+        _Backend(
+            "reference", lambda: None, lambda _: None, lambda: "plain PyTorch, a loop over time"
+        ),
+    )
+}
+ORDER = tuple(_BACKENDS)
+AUTO = "auto"
+
+
+class _Forced(threading.local):
+    name: str = AUTO
+
+
+def check_backend_name(name: str, source: str) -> str:
+    """Return `name` if it is "auto" or a backend that is available here.
+
+    Raises:
+        ValueError: `name` is no backend.
+        RuntimeError: the backend cannot run here; the message says why.
+    """
+    if name == AUTO:
+        return name
+    if name not in _BACKENDS:
+        known = ", ".join((AUTO, *ORDER))
+        raise ValueError(f"{source}: expected one of {known}, got {name!r}")
+    reason = _BACKENDS[name].absent()
+    if reason is not None:
+        raise RuntimeError(f"{source}: backend {name!r} is not available: {reason}")
+    return name
+
+
+_ENVIRONMENT = os.environ.get("BPTT_BACKEND", AUTO) or AUTO
+_forced = _Forced()
+
+
+def forced_backend() -> str:
+    """The backend forced on this thread, by `backend(...)` or BPTT_BACKEND, or "auto"."""
+    if _forced.name != AUTO:
+        return _forced.name
+    return _ENVIRONMENT
+
+
+@contextmanager
+def backend(name: str) -> Iterator[None]:
+    """Force a backend inside a `with` block, on the current thread.
+
+    The environment variable BPTT_BACKEND sets the same for a whole process; an inner block wins.
+
+    Args:
+        name: "auto", "cpu", "reference", "triton" or "cuda".
+
+    Raises:
+        ValueError: the name is unknown.
+        RuntimeError: the backend is not available here; the message gives the reason. A layer
+            called inside the block raises too when the backend cannot take its problem.
+    """
+    previous = _forced.name
+    _forced.name = check_backend_name(name, "bptt.backend")
+    try:
+        yield
+    finally:
+        _forced.name = previous
+
+
+def backends() -> list[BackendStatus]:
+    """List every backend, in the order in which "auto" tries them, and why the absent are absent."""
+    rows = []
+    for entry in _BACKENDS.values():
+        reason = entry.absent()
+        detail = entry.detail() if reason is None else ""
+        rows.append(BackendStatus(entry.name, reason is None, reason or "", detail))
+    return rows
+
+
+def choose(problem: Problem, forced: str | None = None) -> str:
+    """Name the backend that runs a problem.
+
+    Args:
+        problem: the recurrence to run.
+        forced: a backend's name or "auto"; by default what `forced_backend()` says.
+
+    Raises:
+        RuntimeError: the forced backend cannot take the problem; the message gives its reason.
+    """
+    forced = forced_backend() if forced is None else forced
+    if forced != AUTO:
+        check_backend_name(forced, "BPTT_BACKEND")
+        reason = _BACKENDS[forced].supports(problem)
+        if reason is not None:
+            raise RuntimeError(
+                f"the forced backend {forced!r} cannot run {problem.cell}: {reason}. "
+                'Use bptt.backend("auto") to let bptt choose.'
+            )
+        return forced
+    for name, entry in _BACKENDS.items():
+        if entry.absent() is None and entry.supports(problem) is None:
+            return name
+    raise AssertionError("the reference backend takes every problem")
+
+
+def reasons(problem: Problem) -> dict[str, str]:
+    """Say for each backend why it would not run the problem; an empty string where it would."""
+    answer = {}
+    for name, entry in _BACKENDS.items():
+        answer[name] = entry.absent() or entry.supports(problem) or ""
+    return answer
+
+
+def check_cell(cell: str) -> None:
+    """Raise ValueError if `cell` is not a cell's name."""
+    if cell not in CELLS:
+        raise ValueError(f"cell: expected one of {', '.join(CELLS)}, got {cell!r}")

@@ -35,7 +35,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "1 layer": {},
     "bidirectional": {"bidirectional": True},
     "2 layers": {"num_layers": 2},
-    "2 bidir. layers, packed": {"num_layers": 2, "bidirectional": True, "packed": True},
+    "2 bidir., packed": {"num_layers": 2, "bidirectional": True, "packed": True},
 }
 
 Values = dict[str, Tensor]  # named outputs and gradients of one run
@@ -62,13 +62,14 @@ class Errors:
         return self.used <= 1.0
 
     def cells(self) -> list[str]:
-        return [f"{error:.1e}" for error in (self.bptt_nn, self.bptt_exact, self.nn_exact)]
+        errors = (self.bptt_nn, self.bptt_exact, self.nn_exact)
+        return [f"{error:.1e}".replace("e-0", "e-") if error else "0" for error in errors]
 
 
 def section(console: Console, seed: int) -> bool:
     """Print the table; false if any row fails."""
     console.rule("[bold]2. Parity with torch.nn: same weights, same input, float32")
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     table.add_column("layer")
     for head in ("bptt\n-nn", "bptt\n-f64", "nn\n-f64"):
         table.add_column(f"output\n{head}", justify="right")

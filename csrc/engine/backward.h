@@ -182,7 +182,8 @@ class BackwardLoop {
   }
 
   void load_saved(int64_t b, int64_t u, int n, V* kept) const {
-    const S* from = as_storage(p_.saved) + row(b) * Cell::kSaved * s_.hidden + u;
+    const Strides& by = p_.saved_strides;
+    const S* from = as_storage(p_.saved) + t_ * by.step + b * by.row + d_ * by.direction + u;
     for (int a = 0; a < Cell::kSaved; ++a) kept[a] = load(from + a * s_.hidden, n);
   }
 

@@ -142,9 +142,15 @@ class ForwardLoop {
   }
 
   void load_gates_x(int64_t b, int64_t u, int n, V* gates_x) const {
-    const S* from = as_storage(p_.gates_x) + t_ * p_.gates_x_step + b * p_.gates_x_row +
-                    d_ * kGates * s_.hidden + u;
-    for (int g = 0; g < kGates; ++g) gates_x[g] = load(from + g * s_.hidden, n);
+    const Strides& by = p_.gates_x_strides;
+    const S* from =
+        as_storage(p_.gates_x) + t_ * by.step + b * by.row + d_ * by.direction + u;
+    for (int g = 0; g < kGates; ++g) {
+      gates_x[g] = load(from + g * s_.hidden, n);
+      if (p_.b_ih == nullptr) continue;
+      const S* bias = as_storage(p_.b_ih) + (d_ * kGates + g) * s_.hidden + u;
+      gates_x[g] = gates_x[g] + load(bias, n);
+    }
   }
 
   void load_gates_h(const T* product, int first, int count, int64_t u, int n, V* gates_h) const {
@@ -215,7 +221,8 @@ class ForwardLoop {
     const int64_t row = (t_ * s_.batch + b) * s_.directions + d_;
     if constexpr (Cell::kSaved > 0) {
       if (p_.saved != nullptr) {
-        S* to = static_cast<S*>(p_.saved) + row * Cell::kSaved * s_.hidden + u;
+        const Strides& by = p_.saved_strides;
+        S* to = static_cast<S*>(p_.saved) + t_ * by.step + b * by.row + d_ * by.direction + u;
         for (int a = 0; a < Cell::kSaved; ++a) store(to + a * s_.hidden, kept[a], n);
       }
     }

@@ -2,7 +2,8 @@
 //
 // T time steps, B batch, D directions (independent recurrences), G gates, H hidden units, R size of
 // the hidden state (H, or the projection's size), A saved values, P peepholes. Arrays are dense and
-// row-major in the shape given, but for gates_x, whose strides of T and B are free.
+// row-major in the shape given, but for gates_x and saved, whose strides of T, B and D are free. They
+// may be the same memory: a step reads its gates before it saves over them.
 #pragma once
 
 #include <cstdint>
@@ -38,18 +39,24 @@ struct Inputs {
   const bool* reverse;     // [D]
 };
 
+struct Strides {
+  int64_t step, row, direction;
+};
+
 // `wide` marks arrays in the accumulation type: float for bfloat16, else the dtype itself.
 struct ForwardParams {
   Sizes sizes;
   Inputs in;
   const void* gates_x;  // [T, B, D, G, H]
-  int64_t gates_x_step, gates_x_row;
+  Strides gates_x_strides;
+  const void* b_ih;  // [D, G, H]
   const void* b_hh;  // [D, G, H]
   void* y;           // [T, B, D, R]
   void* h_n;         // [D, B, R]
   void* c_n;         // [D, B, H]
   void* saved;       // [T, B, D, A, H] or null: inference
-  void* cells;       // [T, B, D, H] wide
+  Strides saved_strides;
+  void* cells;  // [T, B, D, H] wide
 };
 
 struct BackwardParams {
@@ -60,6 +67,7 @@ struct BackwardParams {
   const void* dc_n;    // [D, B, H]
   const void* y;       // [T, B, D, R]
   const void* saved;   // [T, B, D, A, H]
+  Strides saved_strides;
   const void* cells;   // [T, B, D, H] wide
   void* dgates_x;      // [T, B, D, G, H]
   void* dgates_h;      // same, null when the cell shares them

@@ -7,6 +7,7 @@
 
 #include "../engine/cells_table.h"
 #include "checks.h"
+#include "memory.h"
 
 namespace bptt {
 namespace {
@@ -158,7 +159,9 @@ Inputs inputs_of(const Options& o) {
 }
 
 Tensor make(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
-  return torch::stable::new_empty(like, shape, dtype);
+  Tensor tensor = torch::stable::new_empty(like, shape, dtype);
+  prepare_memory(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+  return tensor;
 }
 
 // An op's outputs have fixed places; what a cell lacks is an empty tensor.
@@ -182,47 +185,82 @@ Problem problem_of(const char* op, const CellTraits& cell, const Sizes& sizes, S
 
 using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-ForwardOutputs forward_cpu(Text backend, Text cell_name, Tensor gates_x, Tensor w_hh,
-                           MaybeTensor b_hh, MaybeTensor w_hr, MaybeTensor peephole, Tensor h0,
-                           MaybeTensor c0, MaybeTensor lengths, MaybeTensor resets,
-                           std::vector<int64_t> reverse, bool save) {
+// Whether the units and planes of a [T, B, D, planes, H] tensor lie next to each other.
+bool has_dense_planes(const Tensor& tensor, int64_t hidden) {
+  return tensor.stride(4) == 1 && tensor.stride(3) == hidden;
+}
+
+Strides strides_of(const Tensor& tensor) {
+  return {tensor.stride(0), tensor.stride(1), tensor.stride(2)};
+}
+
+// The loop of both forward ops. In place, `gates_x` has `planes` = max(G, A) planes and is saved over.
+ForwardOutputs run_forward(bool in_place, const Text& backend, const Text& cell_name,
+                           const Tensor& gates_x, const MaybeTensor& b_ih, const Tensor& w_hh,
+                           const MaybeTensor& b_hh, const MaybeTensor& w_hr,
+                           const MaybeTensor& peephole, const Tensor& h0, const MaybeTensor& c0,
+                           const MaybeTensor& lengths, const MaybeTensor& resets,
+                           const std::vector<int64_t>& reverse, bool save) {
   const CellTraits cell = cell_of(kForward, backend, cell_name);
   const Sizes s = sizes_of(kForward, cell, "gates_x", gates_x, 5, w_hh, h0);
   const Problem p = problem_of(kForward, cell, s, gates_x.scalar_type());
+  const bool keep = save && cell.saved > 0, keep_cells = save && cell.states == 2;
+  const int64_t planes = in_place && keep && cell.saved > cell.gates ? cell.saved : cell.gates;
   check_tensor(p.op, "gates_x", gates_x, "[T, B, D, G, H]",
-               {s.steps, s.batch, s.directions, cell.gates, s.hidden}, p.dtype);
+               {s.steps, s.batch, s.directions, planes, s.hidden}, p.dtype);
   const Options o =
       checked_options(p, w_hh, w_hr, peephole, h0, c0, lengths, resets, reverse);
-  const MaybeTensor bias =
-      checked(p, "b_hh", b_hh, "[D, G*H]", {s.directions, cell.gates * s.hidden});
-  const bool rows_dense = gates_x.stride(4) == 1 && gates_x.stride(3) == s.hidden &&
-                          gates_x.stride(2) == cell.gates * s.hidden;
-  const Tensor gates = rows_dense ? gates_x : torch::stable::contiguous(gates_x);
+  const std::vector<int64_t> bias_shape{s.directions, cell.gates * s.hidden};
+  const MaybeTensor bias_x = checked(p, "b_ih", b_ih, "[D, G*H]", bias_shape);
+  const MaybeTensor bias_h = checked(p, "b_hh", b_hh, "[D, G*H]", bias_shape);
+  const bool dense = has_dense_planes(gates_x, s.hidden);
+  STD_TORCH_CHECK(dense || !in_place, p.op, "_: buffer must have dense planes and units");
+  const Tensor gates = dense ? gates_x : torch::stable::contiguous(gates_x);
 
-  const bool keep = save && cell.saved > 0, keep_cells = save && cell.states == 2;
   Tensor y = make(gates, {s.steps, s.batch, s.directions, s.state}, p.dtype);
   Tensor h_n = make(gates, {s.directions, s.batch, s.state}, p.dtype);
   Tensor c_n = make_if(cell.states == 2, gates, {s.directions, s.batch, s.hidden}, p.dtype);
-  Tensor saved = make_if(keep, gates, {s.steps, s.batch, s.directions, cell.saved, s.hidden},
-                         p.dtype);
+  Tensor saved = gates;
+  if (!in_place || !keep) {
+    saved = make_if(keep, gates, {s.steps, s.batch, s.directions, cell.saved, s.hidden}, p.dtype);
+  }
   Tensor cells = make_if(keep_cells, gates, {s.steps, s.batch, s.directions, s.hidden}, p.wide);
 
   const ForwardParams params{s,
                              inputs_of(o),
                              data(gates),
-                             gates.stride(0),
-                             gates.stride(1),
-                             data(bias),
+                             strides_of(gates),
+                             data(bias_x),
+                             data(bias_h),
                              y.mutable_data_ptr(),
                              h_n.mutable_data_ptr(),
                              out(cell.states == 2, c_n),
                              out(keep, saved),
+                             keep ? strides_of(saved) : Strides{},
                              out(keep_cells, cells)};
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
   Tensor scratch = scratch_memory(gates, k.forward_scratch(params, pool.count));
   k.forward(params, pool, scratch.mutable_data_ptr());
   return {y, h_n, c_n, saved, cells};
+}
+
+ForwardOutputs forward_cpu(Text backend, Text cell, Tensor gates_x, MaybeTensor b_ih, Tensor w_hh,
+                           MaybeTensor b_hh, MaybeTensor w_hr, MaybeTensor peephole, Tensor h0,
+                           MaybeTensor c0, MaybeTensor lengths, MaybeTensor resets,
+                           std::vector<int64_t> reverse, bool save) {
+  return run_forward(false, backend, cell, gates_x, b_ih, w_hh, b_hh, w_hr, peephole, h0, c0,
+                     lengths, resets, reverse, save);
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in_place_cpu(
+    Text backend, Text cell, Tensor buffer, MaybeTensor b_ih, Tensor w_hh, MaybeTensor b_hh,
+    MaybeTensor w_hr, MaybeTensor peephole, Tensor h0, MaybeTensor c0, MaybeTensor lengths,
+    MaybeTensor resets, std::vector<int64_t> reverse, bool save) {
+  const auto [y, h_n, c_n, saved, cells] =
+      run_forward(true, backend, cell, buffer, b_ih, w_hh, b_hh, w_hr, peephole, h0, c0, lengths,
+                  resets, reverse, save);
+  return {y, h_n, c_n, cells};
 }
 
 using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -248,8 +286,9 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
   const MaybeTensor dc_n_dense = checked(p, "dc_n", dc_n, "[D, B, H]", c_shape);
   Tensor saved_dense = saved, cells_dense = cells;
   if (cell.saved > 0) {
-    saved_dense = checked(p, "saved", saved, "[T, B, D, A, H]",
-                          {s.steps, s.batch, s.directions, cell.saved, s.hidden});
+    check_tensor(p.op, "saved", saved, "[T, B, D, A, H]",
+                 {s.steps, s.batch, s.directions, cell.saved, s.hidden}, p.dtype);
+    if (!has_dense_planes(saved, s.hidden)) saved_dense = torch::stable::contiguous(saved);
   }
   if (cell.states == 2) {
     check_tensor(p.op, "cells", cells, "[T, B, D, H]", unit_shape, p.wide);
@@ -273,6 +312,7 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
                               data(dc_n_dense),
                               data(y_dense),
                               data(saved_dense),
+                              cell.saved > 0 ? strides_of(saved_dense) : Strides{},
                               data(cells_dense),
                               dgates_x.mutable_data_ptr(),
                               out(!cell.shared_gates, dgates_h),
@@ -288,6 +328,10 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
   return {dgates_x, dgates_h, dh0, dc0, dpeephole, operand, dh};
 }
 
+Tensor workspace_cpu(Tensor like, std::vector<int64_t> shape) {
+  return make(like, shape, like.scalar_type());
+}
+
 std::string instruction_set() { return kernels().name; }
 
 }  // namespace
@@ -295,6 +339,8 @@ std::string instruction_set() { return kernels().name; }
 
 STABLE_TORCH_LIBRARY_IMPL(bptt, CPU, m) {
   m.impl("recurrence_forward", TORCH_BOX(&bptt::forward_cpu));
+  m.impl("recurrence_forward_", TORCH_BOX(&bptt::forward_in_place_cpu));
+  m.impl("workspace", TORCH_BOX(&bptt::workspace_cpu));
   m.impl("recurrence_backward", TORCH_BOX(&bptt::backward_cpu));
 }
 

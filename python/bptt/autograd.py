@@ -1,0 +1,264 @@
+"""The eager route: the time loop and its gradients as two autograd Functions.
+
+The backward pass is a Function of its own so that it can be differentiated again (double backward)
+and batched (`vmap` of a gradient). Both have vmap rules that turn the vmapped axis into one that
+the op already has: batched data becomes a larger batch, batched weights become more directions.
+
+Differentiating a gradient runs the reference loop: it needs the second derivatives of the cell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .cells import CELLS
+from .gradients import (
+    BATCH_AXIS,
+    DIRECTION_AXIS,
+    WEIGHTS,
+    Config,
+    LoopInputs,
+    loop_gradients,
+    reference_gradients,
+)
+
+
+def forward_op(config: Config, loop: LoopInputs, save: bool) -> tuple[Tensor, ...]:
+    """Call the op; returns y, h_n, c_n, saved, cells.
+
+    With `x` in place of `gates_x` the projection is written into a buffer in which the loop then
+    leaves what it saves: neither of the two largest tensors of a layer exists twice.
+    """
+    reverse = [int(r) for r in config.reverse]
+    if loop.gates_x is not None:
+        return torch.ops.bptt.recurrence_forward(
+            config.backend, config.cell, loop.gates_x, *loop[3:], reverse, save
+        )
+    buffer = _project_into_buffer(config, loop.x, loop.w_ih, save)
+    y, h_n, c_n, cells = torch.ops.bptt.recurrence_forward_(
+        config.backend, config.cell, buffer, *loop[3:], reverse, save
+    )
+    if not save or not CELLS[config.cell].saved:
+        buffer = buffer.new_empty(0)
+    return y, h_n, c_n, buffer, cells
+
+
+def _project_into_buffer(config: Config, x: Tensor, w_ih: Tensor, save: bool) -> Tensor:
+    spec = CELLS[config.cell]
+    gates, directions = len(spec.gates), len(config.reverse)
+    planes = max(gates, len(spec.saved)) if save else gates
+    hidden = w_ih.shape[1] // gates
+    # A batch-first caller hands in a transposed view: project what lies contiguous in memory.
+    swap = not x.is_contiguous() and x.transpose(0, 1).is_contiguous()
+    source = x.transpose(0, 1) if swap else x
+    shape = (*source.shape[:2], directions, planes, hidden)
+    buffer = torch.ops.bptt.workspace(x, shape)
+    rows, out = source.flatten(0, 1), buffer.view(-1, directions, planes * hidden)
+    if planes == gates:
+        torch.mm(rows, w_ih.flatten(0, 1).t(), out=out.flatten(1))
+    else:
+        for d in range(directions):
+            torch.mm(rows, w_ih[d].t(), out=out[:, d, : gates * hidden])
+    return buffer.transpose(0, 1) if swap else buffer
+
+
+class Loop(torch.autograd.Function):
+    """The recurrence. Inputs: a Config and the tensors of LoopInputs."""
+
+    @staticmethod
+    def forward(config: Config, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        return forward_op(config, LoopInputs(*tensors), True)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.config, *tensors = inputs
+        ctx.set_materialize_grads(False)
+        y, _, _, saved, cells = output
+        ctx.mark_non_differentiable(saved, cells)
+        ctx.save_for_backward(*tensors, y, saved, cells)
+
+    @staticmethod
+    def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, *_: Any) -> tuple[Any, ...]:
+        *tensors, y, saved, cells = ctx.saved_tensors
+        has_cell_state = CELLS[ctx.config.cell].has_cell_state
+        douts = (dy, dh_n, dc_n if has_cell_state else None)
+        if all(d is None for d in douts):
+            return (None,) * (1 + len(tensors))
+        needed = tuple(
+            name
+            for name, need in zip(LoopInputs._fields, ctx.needs_input_grad[1:], strict=True)
+            if need
+        )
+        # What the forward pass kept counts as constant: as a function of the inputs it is part of
+        # what the gradient Function computes.
+        grads = LoopGradients.apply(
+            ctx.config, 1, needed, *douts, *tensors, y.detach(), saved, cells
+        )
+        named = {
+            name: grad.squeeze(0) if name in WEIGHTS else grad
+            for name, grad in zip(needed, grads, strict=True)
+        }
+        return (None, *(named.get(name) for name in LoopInputs._fields))
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], config: Config, *tensors: Any) -> Any:
+        fold = _Fold(info.batch_size, in_dims[1:], tensors)
+        if fold.kind == "slices":
+            return fold.by_slices(lambda slices: Loop.apply(config, *slices), in_dims[1:], tensors)
+        outputs = Loop.apply(fold.config(config), *fold.loop())
+        return fold.unfold_all(outputs, (fold.step_axis, *fold.state_axes, *fold.kept_axes))
+
+
+class LoopGradients(torch.autograd.Function):
+    """The gradients of a recurrence.
+
+    Inputs: config, groups and needed as in `loop_gradients`, then dy, dh_n, dc_n, the tensors of
+    LoopInputs, and y, saved and cells, which count as constants. Outputs: the gradients in the order
+    of `needed`.
+    """
+
+    @staticmethod
+    def forward(
+        config: Config, groups: int, needed: Sequence[str], *tensors: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        loop = LoopInputs(*tensors[3:15])
+        grads = loop_gradients(config, groups, needed, tensors[:3], loop, tensors[15:])  # type: ignore[arg-type]
+        return tuple(grads[name] for name in needed)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.static, tensors = inputs[:3], inputs[3:18]
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
+        config, groups, needed = ctx.static
+        tensors = ctx.saved_tensors
+        places = [k for k, t in enumerate(tensors) if t is not None and t.is_floating_point()]
+
+        def gradients(*values: Tensor) -> tuple[Tensor, ...]:
+            full = list(tensors)
+            for place, value in zip(places, values, strict=True):
+                full[place] = value
+            return reference_gradients(config, groups, needed, full[:3], LoopInputs(*full[3:]))
+
+        _, pull = torch.func.vjp(gradients, *(tensors[k] for k in places))
+        answer: list[Any] = [None] * len(tensors)
+        for place, grad in zip(places, pull(tuple(cotangents)), strict=True):
+            answer[place] = grad
+        return (None, None, None, *answer, None, None, None)
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[Any, ...],
+        config: Config,
+        groups: int,
+        needed: Sequence[str],
+        *tensors: Any,
+    ) -> Any:
+        dims = in_dims[3:]
+        fold = _Fold(info.batch_size, dims[3:15], tensors[3:15])
+        if fold.kind == "slices":
+            return fold.by_slices(
+                lambda slices: LoopGradients.apply(config, groups, needed, *slices), dims, tensors
+            )
+        dout_axes = (fold.step_axis, *fold.state_axes)
+        kept_axes = (fold.step_axis, *fold.kept_axes)
+        grads = LoopGradients.apply(
+            fold.config(config),
+            groups * info.batch_size if fold.kind == "batch" else groups,
+            needed,
+            *fold.each(tensors[:3], dims[:3], dout_axes),
+            *fold.loop(),
+            *fold.each(tensors[15:], dims[15:], kept_axes),
+        )
+        # A weight gradient leads with the group, then the direction.
+        weight_axis = 0 if fold.kind == "batch" else 1
+        axes = [weight_axis if name in WEIGHTS else fold.axes[name] for name in needed]
+        return fold.unfold_all(grads, axes)
+
+
+class _Fold:
+    """How a vmapped axis of size N becomes part of an axis the op already has.
+
+    Batched data with shared weights fold into the batch; batched weights fold into the directions,
+    each model being a recurrence of its own. Lengths or resets per model fit neither: then the
+    models are run one by one.
+    """
+
+    def __init__(self, size: int, dims: Sequence[Any], tensors: Sequence[Any]) -> None:
+        self.size, self.dims, self.tensors = size, dims, tensors
+        loop = LoopInputs(*dims)
+        batched = {n for n in LoopInputs._fields if getattr(loop, n) is not None}
+        if not batched.intersection(WEIGHTS):
+            self.kind = "batch"
+        elif batched.intersection(("lengths", "resets", "x", "w_ih")):
+            self.kind = "slices"
+        else:
+            self.kind = "direction"
+        self.axes = BATCH_AXIS if self.kind == "batch" else DIRECTION_AXIS
+        # Axes of [T, B, D, ...] tensors, of [D, B, ...] states, and of saved and cells.
+        self.step_axis = 1 if self.kind == "batch" else 2
+        self.state_axes = (1, 1) if self.kind == "batch" else (0, 0)
+        self.kept_axes = (self.step_axis, self.step_axis)
+
+    def config(self, config: Config) -> Config:
+        if self.kind == "batch":
+            return config
+        return config._replace(reverse=config.reverse * self.size)
+
+    def fold(self, tensor: Tensor | None, dim: int | None, axis: int | None) -> Tensor | None:
+        if tensor is None or axis is None or _is_placeholder(tensor, dim):
+            return tensor
+        if dim is None:
+            tensor = tensor.unsqueeze(axis)
+            shape = list(tensor.shape)
+            shape[axis] = self.size
+            return tensor.expand(shape).flatten(axis, axis + 1)
+        return tensor.movedim(dim, axis).flatten(axis, axis + 1)
+
+    def each(
+        self, tensors: Sequence[Any], dims: Sequence[Any], axes: Sequence[int | None]
+    ) -> list[Tensor | None]:
+        return [self.fold(t, d, a) for t, d, a in zip(tensors, dims, axes, strict=True)]
+
+    def loop(self) -> list[Tensor | None]:
+        return self.each(
+            self.tensors, self.dims, [self.axes.get(name) for name in LoopInputs._fields]
+        )
+
+    def unfold_all(self, tensors: Sequence[Tensor], axes: Sequence[int]) -> Any:
+        outputs, dims = [], []
+        for tensor, axis in zip(tensors, axes, strict=True):
+            if _is_placeholder(tensor, None):
+                outputs.append(tensor)
+                dims.append(None)
+            else:
+                outputs.append(tensor.unflatten(axis, (self.size, -1)))
+                dims.append(axis)
+        return tuple(outputs), tuple(dims)
+
+    def by_slices(
+        self,
+        run: Callable[[list[Any]], tuple[Tensor, ...]],
+        dims: Sequence[Any],
+        tensors: Sequence[Any],
+    ) -> Any:
+        results = [
+            run([t if d is None else t.select(d, k) for t, d in zip(tensors, dims, strict=True)])
+            for k in range(self.size)
+        ]
+        outputs = tuple(torch.stack(column) for column in zip(*results, strict=True))
+        return outputs, (0,) * len(outputs)
+
+
+def _is_placeholder(tensor: Tensor, dim: int | None) -> bool:
+    """Whether it is the empty tensor that stands in an op's output for what a cell lacks."""
+    return tensor.dim() == (1 if dim is None else 2) and tensor.shape[-1] == 0
+
+

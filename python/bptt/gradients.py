@@ -1,0 +1,237 @@
+"""Gradients of a recurrence, from its backward op and the matrix products after the loop.
+
+Everything here works on plain tensors; the autograd rules that call it are in `autograd.py` (eager)
+and `ops.py` (compiled).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .cells import CELLS
+
+
+class Config(NamedTuple):
+    """The part of a call that is not tensors."""
+
+    backend: str
+    cell: str
+    reverse: tuple[bool, ...]
+
+
+class LoopInputs(NamedTuple):
+    """The tensors of a recurrence; None where an option is absent.
+
+    Either `gates_x [T, B, D, G, H]`, the input projection without bias, or `x [T, B, I]` and
+    `w_ih [D, G*H, I]` to make it from. `b_ih` and `b_hh` are `[D, G*H]`; the rest is as in
+    `reference.recurrence`.
+    """
+
+    gates_x: Any
+    x: Any
+    w_ih: Any
+    b_ih: Any
+    w_hh: Any
+    b_hh: Any
+    w_hr: Any
+    peephole: Any
+    h0: Any
+    c0: Any
+    lengths: Any
+    resets: Any
+
+
+DIFFERENTIABLE = LoopInputs._fields[:10]
+WEIGHTS = ("w_ih", "b_ih", "w_hh", "b_hh", "w_hr", "peephole")
+# Where the batch and the direction lie in each tensor that has them.
+BATCH_AXIS = {"gates_x": 1, "x": 1, "h0": 1, "c0": 1, "lengths": 0, "resets": 1}
+DIRECTION_AXIS = {"gates_x": 2, "h0": 0, "c0": 0, **dict.fromkeys(WEIGHTS, 0)}
+
+
+def project(x: Tensor, w_ih: Tensor, cell: str) -> Tensor:
+    """The input projection of all steps and directions, `[T, B, D, G, H]`, without bias."""
+    gates_x = torch.nn.functional.linear(x, w_ih.flatten(0, 1))
+    return gates_x.unflatten(-1, (w_ih.shape[0], len(CELLS[cell].gates), -1))
+
+
+def loop_gradients(
+    config: Config,
+    groups: int,
+    needed: Sequence[str],
+    douts: Sequence[Tensor | None],
+    loop: LoopInputs,
+    kept: Sequence[Tensor],
+) -> dict[str, Tensor]:
+    """Gradients of the inputs named in `needed`.
+
+    Args:
+        config: backend, cell and directions.
+        groups: N; the batch is N groups laid end to end, and weight gradients are summed within
+            each: `[N, *weight.shape]`, always with that leading axis (per-sample gradients).
+        needed: names in `DIFFERENTIABLE`.
+        douts: gradients of y, h_n and c_n, or None.
+        loop: what the forward op got.
+        kept: y, saved and cells, as the forward op returned them.
+    """
+    spec = CELLS[config.cell]
+    dgates_x, dgates_h, dh0, dc0, dpeephole, operand, dh = torch.ops.bptt.recurrence_backward(
+        config.backend,
+        config.cell,
+        *douts,
+        *kept,
+        loop.w_hh,
+        loop.w_hr,
+        loop.peephole,
+        loop.h0,
+        loop.c0,
+        loop.lengths,
+        loop.resets,
+        [int(r) for r in config.reverse],
+    )
+    if spec.shared_gates:
+        dgates_h = dgates_x
+    rows_x, rows_h = dgates_x.flatten(3), dgates_h.flatten(3)  # [T, B, D, G*H]
+    grads = {"gates_x": dgates_x, "h0": dh0, "c0": dc0}
+    if "x" in needed:
+        grads["x"] = rows_x.flatten(2) @ loop.w_ih.flatten(0, 1)
+    if "w_ih" in needed:
+        x = loop.x.unsqueeze(2).expand(*rows_x.shape[:3], loop.x.shape[-1])
+        grads["w_ih"] = _outer_sum(rows_x, x, groups)
+    if "w_hh" in needed:
+        hidden = loop.w_hh.shape[1] // len(spec.gates)
+        first = rows_h[..., :-hidden] if spec.stages == 2 else rows_h
+        grads["w_hh"] = _hidden_sum(first, kept[0], loop, config.reverse, groups)
+        if spec.stages == 2:
+            last = _outer_sum(rows_h[..., -hidden:], operand, groups)
+            grads["w_hh"] = torch.cat([grads["w_hh"], last], dim=2)
+    if "b_ih" in needed or (spec.shared_gates and "b_hh" in needed):
+        grads["b_ih"] = rows_x.unflatten(1, (groups, -1)).sum((0, 2))
+    if "b_hh" in needed:
+        if spec.shared_gates:
+            grads["b_hh"] = grads["b_ih"].clone()
+        else:
+            grads["b_hh"] = rows_h.unflatten(1, (groups, -1)).sum((0, 2))
+    if "w_hr" in needed:
+        grads["w_hr"] = _outer_sum(dh, operand, groups)
+    if "peephole" in needed:
+        per_group = dpeephole.unflatten(0, (groups, -1)).sum(1)
+        grads["peephole"] = per_group.to(loop.peephole.dtype)
+    return {name: grads[name] for name in needed}
+
+
+def _outer_sum(rows: Tensor, columns: Tensor, groups: int) -> Tensor:
+    """Sum rows^T columns over time and each group's batch: [T,B,D,M], [T,B,D,K] -> [N,D,M,K]."""
+    if groups > 1:
+        rows, columns = (t.unflatten(1, (groups, -1)) for t in (rows, columns))
+        return torch.einsum("tnbdm,tnbdk->ndmk", rows, columns)
+    # One GEMM per direction on strided views: nothing is copied.
+    planes = [_matrix(rows, d).t() @ _matrix(columns, d) for d in range(rows.shape[2])]
+    return torch.stack(planes).unsqueeze(0)
+
+
+def _matrix(planes: Tensor, d: int) -> Tensor:
+    """Direction d of [T, B, D, M] as a matrix [T*B, M], a view where the layout allows."""
+    return planes[:, :, d].flatten(0, 1)
+
+
+def _hidden_sum(
+    rows: Tensor, y: Tensor, loop: LoopInputs, reverse: Sequence[bool], groups: int
+) -> Tensor:
+    """Sum rows^T h over all steps, h being the hidden state that entered each step."""
+    h0, lengths, resets = loop.h0, loop.lengths, loop.resets
+    if groups > 1 or resets is not None:
+        return _outer_sum(rows, _previous_hidden(y, h0, lengths, resets, reverse), groups)
+    planes = []
+    for d, backwards in enumerate(reverse):
+        later, earlier = (rows[:-1], y[1:]) if backwards else (rows[1:], y[:-1])
+        start = rows[-1, :, d] if backwards else rows[0, :, d]  # what the initial state entered
+        if backwards and lengths is not None:
+            batch = torch.arange(rows.shape[1], device=rows.device)
+            start = rows[(lengths - 1).clamp(min=0), batch, d]  # a length of 0 has zero rows
+        initial = start.t() @ h0[d]
+        planes.append(torch.addmm(initial, _matrix(later, d).t(), _matrix(earlier, d)))
+    return torch.stack(planes).unsqueeze(0)
+
+
+def _previous_hidden(
+    y: Tensor,
+    h0: Tensor,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    reverse: Sequence[bool],
+) -> Tensor:
+    """The hidden state that entered each step, `[T, B, D, R]`: outputs shifted by one step."""
+    planes = []
+    for d, backwards in enumerate(reverse):
+        first = h0[d].unsqueeze(0)
+        if not backwards:
+            planes.append(torch.cat([first, y[:-1, :, d]]))
+            continue
+        plane = torch.cat([y[1:, :, d], first])
+        if lengths is not None:
+            steps = torch.arange(1, y.shape[0] + 1, device=y.device).unsqueeze(1)
+            plane = torch.where((steps == lengths).unsqueeze(-1), first, plane)
+        planes.append(plane)
+    h_prev = torch.stack(planes, dim=2)
+    if resets is not None:
+        h_prev = torch.where(resets[:, :, None, None], torch.zeros_like(h_prev), h_prev)
+    return h_prev
+
+
+def reference_outputs(
+    config: Config, loop: LoopInputs
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The recurrence on the reference loop, from `gates_x` or from `x`."""
+    gates_x = loop.gates_x
+    if gates_x is None:
+        gates_x = project(loop.x, loop.w_ih, config.cell)
+    if loop.b_ih is not None:
+        gates_x = gates_x + loop.b_ih.unflatten(1, gates_x.shape[-2:])
+    return reference.recurrence(config.cell, gates_x, *loop[4:], config.reverse)
+
+
+def reference_gradients(
+    config: Config,
+    groups: int,
+    needed: Sequence[str],
+    douts: Sequence[Tensor | None],
+    loop: LoopInputs,
+) -> tuple[Tensor, ...]:
+    """What `loop_gradients` computes, out of operations that can be differentiated again."""
+
+    def split(name: str, tensor: Tensor | None) -> Tensor | None:
+        # One group per leading index: weights repeated, data taken apart along the batch.
+        if tensor is None:
+            return None
+        if name in WEIGHTS:
+            return tensor.expand(groups, *tensor.shape)
+        axis = BATCH_AXIS[name]
+        return tensor.unflatten(axis, (groups, -1)).movedim(axis, 0)
+
+    grouped = LoopInputs(*(split(n, t) for n, t in zip(LoopInputs._fields, loop, strict=True)))
+    present = [k for k, d in enumerate(douts) if d is not None]
+    cotangents = tuple(douts[k].unflatten(1, (groups, -1)).movedim(1, 0) for k in present)  # type: ignore[union-attr]
+
+    def one(*tensors: Tensor | None) -> tuple[Tensor, ...]:
+        outputs = reference_outputs(config, LoopInputs(*tensors))
+        return tuple(outputs[k] for k in present)  # type: ignore[misc]
+
+    def run(*values: Tensor) -> tuple[Tensor, ...]:
+        full = grouped._replace(**dict(zip(needed, values, strict=True)))
+        in_dims = tuple(None if t is None else 0 for t in full)
+        return torch.func.vmap(one, in_dims=in_dims)(*full)
+
+    _, pull = torch.func.vjp(run, *(getattr(grouped, name) for name in needed))
+
+    def join(name: str, grad: Tensor) -> Tensor:
+        if name in WEIGHTS:
+            return grad
+        axis = BATCH_AXIS[name]
+        return grad.movedim(0, axis).flatten(axis, axis + 1)
+
+    return tuple(join(n, g) for n, g in zip(needed, pull(cotangents), strict=True))

@@ -1,0 +1,232 @@
+"""The cells RNNCell, GRUCell and LSTMCell: one time step, torch.nn's contract on bptt's engines."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks, functional, ops, stack
+from .layers import Device
+
+
+class RecurrentCell(nn.RNNCellBase):
+    """What the three cells share; use RNNCell, GRUCell or LSTMCell."""
+
+    # A class attribute, so that a pickle older than the option loads with the option's default.
+    peephole: bool = False
+    _kind = ""
+    _gates = 0
+
+    @property
+    def _cell_name(self) -> str:
+        """The cell, a name in `bptt.cells.CELLS`."""
+        raise NotImplementedError
+
+    def _step(self, input: Tensor, hx: tuple[Any, ...] | None, count: int) -> tuple[Tensor, ...]:
+        """Check, then run one step of a one-layer network; `count` states in, `count` out."""
+        kind = self._kind
+        batched = checks.check_cell_input(kind, input)
+        x = input if batched else input.unsqueeze(0)
+        if hx is not None:
+            checks.check_cell_state_rank(kind, hx, batched)
+            if not batched:
+                hx = tuple(s.unsqueeze(0) for s in hx)
+        weights, shapes, names = self._weights()
+
+        device_type = x.device.type
+        dtype = stack.autocast_dtype(device_type)
+        if dtype is not None:
+            x, weights = stack.cast(x, dtype), [stack.cast(w, dtype) for w in weights]
+            hx = None if hx is None else tuple(stack.cast(s, dtype) for s in hx)
+        if hx is None:
+            zeros = torch.zeros(x.shape[0], self.hidden_size, dtype=x.dtype, device=x.device)
+            hx = (zeros,) * count
+        checks.check_cell(kind, x, hx, weights, shapes, names)
+        if self.hidden_size == 0:  # torch.nn allows it; the engines do not
+            return tuple((s if batched else s.squeeze(0)).clone() for s in hx)
+
+        w_ih, w_hh, *rest = (w.unsqueeze(0) for w in weights)
+        b_ih, b_hh = rest[:2] if self.bias_ih is not None else (None, None)
+        peephole = rest[-1] if self.peephole else None
+        h0, c0 = hx[0].unsqueeze(0), hx[1].unsqueeze(0) if count == 2 else None
+        with stack.without_autocast(device_type, dtype is not None):
+            _, h_n, c_n = ops.recurrence(
+                self._cell_name,
+                x.unsqueeze(0),
+                w_ih,
+                w_hh,
+                b_ih,
+                b_hh,
+                None,
+                peephole,
+                h0,
+                c0,
+                None,
+                None,
+                (False,),
+            )
+        states = [s.squeeze(0) for s in (h_n, c_n) if s is not None]  # [B, H]
+        return tuple(states if batched else [s.squeeze(0) for s in states])
+
+    def _weights(self) -> tuple[list[Any], list[tuple[int, ...]], list[str]]:
+        """The weights as they are now, the shape each must have, and their names."""
+        hidden, rows = self.hidden_size, self._gates * self.hidden_size
+        weights: list[Any] = [self.weight_ih, self.weight_hh]
+        shapes: list[tuple[int, ...]] = [(rows, self.input_size), (rows, hidden)]
+        names = ["weight_ih", "weight_hh"]
+        if self.bias_ih is not None:
+            weights += [self.bias_ih, self.bias_hh]
+            shapes += [(rows,), (rows,)]
+            names += ["bias_ih", "bias_hh"]
+        if self.peephole:
+            weights.append(self.weight_peephole)
+            shapes.append((3 * hidden,))
+            names.append("weight_peephole")
+        return weights, shapes, names
+
+
+class RNNCell(RecurrentCell):
+    """One step of a simple recurrent network; takes the place of `torch.nn.RNNCell`.
+
+    Equation and source: `bptt.functional.rnn`.
+
+    Args:
+        input_size, hidden_size, bias, nonlinearity, device, dtype: as in torch.nn. `nonlinearity`
+            may also be "sigmoid".
+
+    Forward:
+        input: `[B, I]` or `[I]`.
+        hx: `[B, H]` or `[H]`, or None for zeros.
+        Returns the next hidden state, shaped like hx.
+    """
+
+    nonlinearity: str
+    _kind = "RNNCell"
+    _gates = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    @property
+    def _cell_name(self) -> str:
+        if self.nonlinearity not in functional.RNN_CELLS:
+            # torch.nn's cell says so when it is called, and with another type than its layer.
+            raise RuntimeError(f"{self._kind}: Unknown nonlinearity: {self.nonlinearity!r}")
+        return functional.RNN_CELLS[self.nonlinearity]
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return self._step(input, _single(self, hx), 1)[0]
+
+
+class GRUCell(RecurrentCell):
+    """One step of a gated recurrent unit; takes the place of `torch.nn.GRUCell`.
+
+    Equations and source: `bptt.functional.gru`. Gate order r, z, n.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in torch.nn.
+        reset_after: as in `GRU`.
+
+    Forward: as in `RNNCell`.
+    """
+
+    reset_after: bool = True
+    _kind = "GRUCell"
+    _gates = 3
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+        self.reset_after = reset_after
+
+    @property
+    def _cell_name(self) -> str:
+        return functional.gru_cell_name(self.reset_after)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        return self._step(input, _single(self, hx), 1)[0]
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        return shown if self.reset_after else f"{shown}, reset_after={self.reset_after}"
+
+
+class LSTMCell(RecurrentCell):
+    """One step of a long short-term memory; takes the place of `torch.nn.LSTMCell`.
+
+    Equations and sources: `bptt.functional.lstm`. Gate order i, f, g, o.
+
+    Args:
+        input_size, hidden_size, bias, device, dtype: as in torch.nn.
+        peephole: whether the gates see the cell state, through the parameter `weight_peephole` of
+            shape `[3*H]`, in the order i, f, o.
+
+    Forward:
+        input: `[B, I]` or `[I]`.
+        hx: a pair (h, c) of `[B, H]` or `[H]`, or None for zeros.
+        Returns the next pair (h, c).
+    """
+
+    _kind = "LSTMCell"
+    _gates = 4
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        peephole: bool = False,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+        self.peephole = peephole
+        if peephole:
+            self.weight_peephole = nn.Parameter(self.weight_ih.new_empty(3 * hidden_size))
+            bound = 1.0 / math.sqrt(hidden_size) if hidden_size > 0 else 0.0
+            nn.init.uniform_(self.weight_peephole, -bound, bound)
+
+    @property
+    def _cell_name(self) -> str:
+        return functional.lstm_cell_name(self.peephole)
+
+    def forward(
+        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor]:
+        if hx is not None:
+            checks.check_state_type(self._kind, hx, True)
+            hx = (hx[0], hx[1])
+        h, c = self._step(input, hx, 2)
+        return h, c
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        return f"{shown}, peephole={self.peephole}" if self.peephole else shown
+
+
+def _single(cell: RecurrentCell, hx: Any) -> tuple[Any, ...] | None:
+    if hx is None:
+        return None
+    checks.check_state_type(cell._kind, hx, False)
+    return (hx,)

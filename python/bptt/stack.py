@@ -1,0 +1,171 @@
+"""The loop over layers: what lies between a checked call and one recurrence per layer.
+
+Here are the stacking of the two directions' weights, merging of the directions, dropout between
+layers, autocast, and the way from a PackedSequence to a padded batch and back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
+
+from . import ops
+from .checks import Call
+
+_REVERSE = {1: (False,), 2: (False, True)}
+
+
+def run(
+    call: Call,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    h0: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+) -> tuple[Any, Tensor, Tensor | None]:
+    """Run all layers on checked arguments.
+
+    Args:
+        call: the options.
+        x: `[T, B, I]`, of any strides.
+        weights: flat; per layer and direction in the order of `Call.names`.
+        h0: `[L*D, B, R]`.
+        c0: `[L*D, B, H]`, or None for cells without a cell state.
+        lengths: int64 `[B]` or None.
+        resets: bool `[T, B]` or None.
+
+    Returns:
+        The output of the last layer (`[T, B, D*R]`, `[T, B, R]` if merged, or a pair of them),
+        `h_n [L*D, B, R]` and `c_n [L*D, B, H]`.
+    """
+    layers, directions, count = call.num_layers, call.directions, call.tensors
+    reverse = _REVERSE[directions]
+    h0s = (h0,) if layers == 1 else h0.split(directions)
+    c0s = (None,) * layers if c0 is None else (c0,) if layers == 1 else c0.split(directions)
+    hidden: list[Tensor] = []
+    cells: list[Tensor | None] = []
+    output: Any = x
+    for layer in range(layers):
+        start = layer * directions * count
+        w_ih, w_hh, b_ih, b_hh, w_hr, peephole = _stacked(call, weights, start)
+        y, h_n, c_n = ops.recurrence(
+            call.cell,
+            output,
+            w_ih,
+            w_hh,
+            b_ih,
+            b_hh,
+            w_hr,
+            peephole,
+            h0s[layer],
+            c0s[layer],
+            lengths,
+            resets,
+            reverse,
+        )
+        hidden.append(h_n)
+        cells.append(c_n)
+        last = layer == layers - 1
+        output = _merge(y, call.merge_mode, last)
+        if call.dropout > 0 and not last:
+            output = F.dropout(output, call.dropout, True)
+    if layers == 1:
+        return output, hidden[0], cells[0]
+    return output, torch.cat(hidden), None if c0 is None else torch.cat(cells)  # type: ignore[arg-type]
+
+
+def _stacked(call: Call, weights: Sequence[Tensor], start: int) -> list[Any]:
+    """The weights of one layer with the direction as first axis; None for what it does not have."""
+    count = call.tensors
+    if call.directions == 1:
+        present = [w.unsqueeze(0) for w in weights[start : start + count]]
+    else:
+        middle = start + count
+        pairs = zip(weights[start:middle], weights[middle : middle + count], strict=True)
+        present = [torch.stack(pair) for pair in pairs]
+    rest = iter(present)
+    w_ih, w_hh = next(rest), next(rest)
+    b_ih, b_hh = (next(rest), next(rest)) if call.bias else (None, None)
+    w_hr = next(rest) if call.proj_size > 0 else None
+    return [w_ih, w_hh, b_ih, b_hh, w_hr, next(rest) if call.peephole else None]
+
+
+def _merge(y: Tensor, mode: str | None, last: bool) -> Any:
+    """Make `[T, B, D, R]` the output of a layer.
+
+    With mode None the pair stays apart only in the output of the last layer: the next layer has one
+    input, so it gets the two side by side.
+    """
+    if mode == "concat" or (mode is None and not last):
+        return y.flatten(2)
+    forward, backward = y.unbind(2)
+    if mode is None:
+        return forward, backward
+    if mode == "mul":
+        return forward * backward
+    total = forward + backward
+    return total if mode == "sum" else total / 2
+
+
+# --- autocast -----------------------------------------------------------------------------------
+
+
+def autocast_dtype(device_type: str) -> torch.dtype | None:
+    """The dtype autocast asks for on a device type, or None where autocast is off."""
+    # Device types that autocast does not know (meta) make is_autocast_enabled raise.
+    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+        return torch.get_autocast_dtype(device_type)
+    return None
+
+
+def cast(value: Any, dtype: torch.dtype) -> Any:
+    """Cast what autocast casts: floating-point tensors except float64."""
+    eligible = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if eligible and value.dtype != torch.float64 else value
+
+
+def without_autocast(device_type: str, enabled: bool) -> AbstractContextManager[Any]:
+    """Switch autocast off for the engine, which has been given its dtype already."""
+    return torch.autocast(device_type, enabled=False) if enabled else nullcontext()
+
+
+# --- packed sequences ---------------------------------------------------------------------------
+
+
+def pad(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Spread packed rows over a padded batch.
+
+    Args:
+        data: `[N, I]`, step after step; step t holds `batch_sizes[t]` rows.
+        batch_sizes: int64 `[T]` on the CPU, never rising.
+
+    Returns:
+        The batch `[T, B, I]`, its lengths `[B]` on the device of the data, and the place of each
+        packed row among the T*B rows of the batch. The last two are None when nothing is padded.
+    """
+    steps, batch, rows = batch_sizes.shape[0], int(batch_sizes[0]), data.shape[0]
+    if rows == steps * batch:
+        return data.unflatten(0, (steps, batch)), None, None
+    starts = batch_sizes.cumsum(0) - batch_sizes
+    step = torch.repeat_interleave(torch.arange(steps), batch_sizes)  # [N]
+    sample = torch.arange(rows) - starts[step]  # [N]
+    lengths = torch.bincount(sample, minlength=batch).to(data.device)
+    places = (step * batch + sample).to(data.device)
+    padded = data.new_zeros(steps * batch, data.shape[1]).index_copy(0, places, data)
+    return padded.unflatten(0, (steps, batch)), lengths, places
+
+
+def pack(output: Any, places: Tensor | None, like: PackedSequence) -> Any:
+    """Gather the packed rows of an output `[T, B, F]`, or of each of a pair, as `like` is packed."""
+    if isinstance(output, tuple):
+        return tuple(pack(half, places, like) for half in output)
+    rows = output.flatten(0, 1)
+    data = rows if places is None else rows.index_select(0, places)
+    return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)

@@ -22,7 +22,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 import bptt
 
 T, B, INPUT, HIDDEN = 40, 8, 24, 32
-FORWARD_FACTOR, GRADIENT_FACTOR, FLOOR_EPS = 2.0, 3.0, 4.0
+FORWARD_FACTOR, GRADIENT_FACTOR, FLOOR_EPS = 2.0, 3.0, 8.0
 
 LAYERS: dict[str, tuple[str, dict[str, Any]]] = {
     "RNN tanh": ("RNN", {}),

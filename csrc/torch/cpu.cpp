@@ -6,6 +6,7 @@
 #include <tuple>
 
 #include "../engine/cells_table.h"
+#include "../engine/plan.h"
 #include "checks.h"
 #include "memory.h"
 
@@ -334,6 +335,18 @@ Tensor workspace_cpu(Tensor like, std::vector<int64_t> shape) {
 
 std::string instruction_set() { return kernels().name; }
 
+std::vector<int64_t> plan(Text cell_name, int64_t element_size, std::vector<int64_t> sizes) {
+  const CellTraits* cell = find_cell(cell_name.value.c_str());
+  STD_TORCH_CHECK(cell != nullptr, "bptt::cpu_plan: unknown cell \"", cell_name.value, "\"");
+  STD_TORCH_CHECK(sizes.size() == 5, "bptt::cpu_plan: sizes must be [T, B, D, H, R], got ",
+                  shape_text(sizes));
+  const Dtype dtype = element_size == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
+  const Sizes s{dtype, cell->kind, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+  const int lanes = kernels().vector_bytes / (dtype == Dtype::kFloat64 ? 8 : 4);
+  const Plan p = plan_cpu(s, static_cast<int>(cell->gates), lanes, thread_pool().count);
+  return {p.lanes, p.row_slices, p.unit_slices, lanes};
+}
+
 }  // namespace
 }  // namespace bptt
 
@@ -345,5 +358,6 @@ STABLE_TORCH_LIBRARY_IMPL(bptt, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bptt, CompositeExplicitAutograd, m) {
+  m.impl("cpu_plan", TORCH_BOX(&bptt::plan));
   m.impl("cpu_instruction_set", TORCH_BOX(&bptt::instruction_set));
 }

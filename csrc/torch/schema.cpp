@@ -24,4 +24,7 @@ STABLE_TORCH_LIBRARY(bptt, m) {
   // An uninitialised tensor of that shape, in the memory that suits the device.
   m.def("workspace(Tensor like, int[] shape) -> Tensor");
   m.def("cpu_instruction_set() -> str");
+  // How the cpu backend would share sizes [T, B, D, H, R] among torch's threads: lanes, row slices,
+  // unit slices, elements of a vector register.
+  m.def("cpu_plan(str cell, int element_size, int[] sizes) -> int[]");
 }

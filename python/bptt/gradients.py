@@ -95,40 +95,57 @@ def loop_gradients(
     )
     if spec.shared_gates:
         dgates_h = dgates_x
-    rows_x, rows_h = dgates_x.flatten(3), dgates_h.flatten(3)  # [T, B, D, G*H]
+    # Here and below `reshape` rather than `flatten`: is_grads_batched=True runs this under torch's
+    # older vmap, which knows the one and not the other.
+    steps, batch, directions, gates, hidden = dgates_x.shape
+    rows_x = dgates_x.reshape(steps, batch, directions, gates * hidden)
+    rows_h = dgates_h.reshape(rows_x.shape)
     grads = {"gates_x": dgates_x, "h0": dh0, "c0": dc0}
     if "x" in needed:
-        grads["x"] = rows_x.flatten(2) @ loop.w_ih.flatten(0, 1)
+        w_ih = loop.w_ih.reshape(directions * gates * hidden, -1)
+        dx = rows_x.reshape(steps * batch, directions * gates * hidden) @ w_ih
+        grads["x"] = dx.reshape(steps, batch, w_ih.shape[1])
     if "w_ih" in needed:
         x = loop.x.unsqueeze(2).expand(*rows_x.shape[:3], loop.x.shape[-1])
         grads["w_ih"] = _outer_sum(rows_x, x, groups)
     if "w_hh" in needed:
-        hidden = loop.w_hh.shape[1] // len(spec.gates)
         first = rows_h[..., :-hidden] if spec.stages == 2 else rows_h
         grads["w_hh"] = _hidden_sum(first, kept[0], loop, config.reverse, groups)
         if spec.stages == 2:
             last = _outer_sum(rows_h[..., -hidden:], operand, groups)
             grads["w_hh"] = torch.cat([grads["w_hh"], last], dim=2)
     if "b_ih" in needed or (spec.shared_gates and "b_hh" in needed):
-        grads["b_ih"] = rows_x.unflatten(1, (groups, -1)).sum((0, 2))
+        grads["b_ih"] = _bias_sum(rows_x, groups)
     if "b_hh" in needed:
         if spec.shared_gates:
             grads["b_hh"] = grads["b_ih"].clone()
         else:
-            grads["b_hh"] = rows_h.unflatten(1, (groups, -1)).sum((0, 2))
+            grads["b_hh"] = _bias_sum(rows_h, groups)
     if "w_hr" in needed:
         grads["w_hr"] = _outer_sum(dh, operand, groups)
     if "peephole" in needed:
-        per_group = dpeephole.unflatten(0, (groups, -1)).sum(1)
+        per_group = dpeephole.reshape(groups, batch // groups, *loop.peephole.shape).sum(1)
         grads["peephole"] = per_group.to(loop.peephole.dtype)
     return {name: grads[name] for name in needed}
+
+
+def _grouped(planes: Tensor, groups: int) -> Tensor:
+    """[T, B, D, M] -> [T, N, B/N, D, M]."""
+    steps, batch, directions, width = planes.shape
+    return planes.reshape(steps, groups, batch // groups, directions, width)
+
+
+def _bias_sum(rows: Tensor, groups: int) -> Tensor:
+    """Sum [T, B, D, M] over time and each group's batch: [N, D, M]."""
+    return _grouped(rows, groups).sum((0, 2))
 
 
 def _outer_sum(rows: Tensor, columns: Tensor, groups: int) -> Tensor:
     """Sum rows^T columns over time and each group's batch: [T,B,D,M], [T,B,D,K] -> [N,D,M,K]."""
     if groups > 1:
-        rows, columns = (t.unflatten(1, (groups, -1)) for t in (rows, columns))
-        return torch.einsum("tnbdm,tnbdk->ndmk", rows, columns)
+        return torch.einsum(
+            "tnbdm,tnbdk->ndmk", _grouped(rows, groups), _grouped(columns, groups)
+        )
     # One GEMM per direction on strided views: nothing is copied.
     planes = [_matrix(rows, d).t() @ _matrix(columns, d) for d in range(rows.shape[2])]
     return torch.stack(planes).unsqueeze(0)
@@ -136,7 +153,7 @@ def _outer_sum(rows: Tensor, columns: Tensor, groups: int) -> Tensor:
 
 def _matrix(planes: Tensor, d: int) -> Tensor:
     """Direction d of [T, B, D, M] as a matrix [T*B, M], a view where the layout allows."""
-    return planes[:, :, d].flatten(0, 1)
+    return planes[:, :, d].reshape(-1, planes.shape[3])
 
 
 def _hidden_sum(

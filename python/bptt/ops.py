@@ -64,7 +64,7 @@ def recurrence(
     loop = LoopInputs(
         None, x, w_ih, b_ih, w_hh, b_hh, w_hr, peephole, h0, c0, lengths, resets
     )
-    composite, functorch = _transforms()
+    composite, functorch = transforms_at_work()
     backend = dispatch.choose(dispatch.Problem(cell, x.device.type, x.dtype, composite))
     config = Config(backend, cell, reverse)
     if backend == "reference":
@@ -101,7 +101,7 @@ def _transform_levels() -> tuple[bool, bool]:
     return forward_ad._current_level >= 0, functorch
 
 
-def _transforms() -> tuple[str | None, bool]:
+def transforms_at_work() -> tuple[str | None, bool]:
     """Why only differentiable operations will do, or None; and whether torch.func is at work."""
     forward_mode, functorch = _transform_levels()
     if forward_mode:

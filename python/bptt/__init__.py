@@ -1,0 +1,31 @@
+"""bptt: recurrent layers for PyTorch on fused kernels.
+
+Drop-in `RNN`, `GRU` and `LSTM` (and their cells) with torch.nn's parameters and checkpoints:
+
+    import bptt
+    model = bptt.convert(model)          # swaps the recurrent layers of any module tree
+    layer = bptt.LSTM(64, 128)           # or use them directly
+"""
+
+from . import functional
+from ._version import __version__
+from .convert import convert, to_torch
+from .diagnostics import explain
+from .dispatch import backend, backends
+from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "backend",
+    "backends",
+    "convert",
+    "explain",
+    "functional",
+    "to_torch",
+]

@@ -1,0 +1,130 @@
+"""`bptt.explain`: which backend and kernel a call would take, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from . import dispatch, stack
+from .cells import CELLS
+from .ops import transforms_at_work
+
+_TRANSFORMS = (
+    "eager autograd, torch.func.grad and vmap, torch.compile and torch.export stay on this kernel; "
+    "double backward, forward-mode AD and torch.func inside torch.compile run the reference loop"
+)
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `bptt.explain` found; `str()` of it is the text to read.
+
+    Attributes:
+        cell: the cell's name in `bptt.cells.CELLS`.
+        backend: the backend that would run.
+        forced: whether it was forced, by `bptt.backend(...)` or BPTT_BACKEND.
+        kernel: what that backend would run, in words.
+        reasons: for every other backend, why not.
+        transforms: which transforms of PyTorch leave the kernel.
+    """
+
+    cell: str
+    backend: str
+    forced: bool
+    kernel: str
+    reasons: dict[str, str]
+    transforms: str
+
+    def __str__(self) -> str:
+        why = "forced" if self.forced else "the first backend with nothing against it"
+        lines = [f"{self.cell}: backend {self.backend} ({why})", f"  kernel: {self.kernel}"]
+        lines += [f"  not {name}: {reason}" for name, reason in self.reasons.items()]
+        lines.append(f"  transforms: {self.transforms}")
+        return "\n".join(lines)
+
+
+def explain(layer: nn.Module, input: Tensor | PackedSequence) -> Explanation:
+    """Say which backend and kernel `layer(input)` would take, without running it.
+
+    Args:
+        layer: a layer or cell of bptt.
+        input: what it would be called with.
+
+    Returns:
+        An `Explanation`; print it. The context counts: inside `bptt.backend(...)`, autocast or
+        forward-mode AD the answer is the one that holds there.
+
+    Raises:
+        TypeError: the layer is not one of bptt's, or the input is no tensor or PackedSequence.
+        RuntimeError: the forced backend cannot run the call; the message says why.
+    """
+    cell = getattr(layer, "_cell_name", None)
+    if cell is None:
+        raise TypeError(
+            f"bptt.explain: layer must be a layer or cell of bptt, got {type(layer).__name__}; "
+            "bptt.convert swaps torch.nn's"
+        )
+    x = input.data if isinstance(input, PackedSequence) else input
+    if not isinstance(x, Tensor):
+        raise TypeError(
+            f"bptt.explain: input must be a tensor or PackedSequence, got {type(input).__name__}"
+        )
+    dtype = stack.autocast_dtype(x.device.type) or x.dtype
+    problem = dispatch.Problem(cell, x.device.type, dtype, transforms_at_work()[0])
+    backend = dispatch.choose(problem)
+    forced = dispatch.forced_backend() != dispatch.AUTO
+    reasons = dispatch.reasons(problem)
+    # The reasons against the others: those that cannot, then those that come later in the order.
+    others = {
+        name: reason or ("another backend is forced" if forced else f"{backend} comes first")
+        for name, reason in reasons.items()
+        if name != backend
+    }
+    return Explanation(
+        cell, backend, forced, _kernel(backend, layer, cell, input, dtype), others, _TRANSFORMS
+    )
+
+
+def _kernel(backend: str, layer: Any, cell: str, input: Any, dtype: torch.dtype) -> str:
+    if backend != "cpu":
+        return "a Python loop over time of about a dozen PyTorch operations per step"
+    steps, batch, directions, hidden, state = _sizes(layer, input)
+    lanes, rows, units, vector = torch.ops.bptt.cpu_plan(
+        cell, dtype.itemsize, [steps, batch, directions, hidden, state]
+    )
+    workers = lanes * rows * units
+    parts = [
+        f"fused time loop in C++, {torch.ops.bptt.cpu_instruction_set()} instructions "
+        f"({vector} units per vector), {'float64' if dtype == torch.float64 else 'float32'} sums"
+    ]
+    if workers == 1:
+        parts.append("1 worker")
+    else:
+        ways = [(lanes, "directions"), (rows, "slices of the batch"), (units, "slices of the units")]
+        shared = " x ".join(f"{count} {what}" for count, what in ways if count > 1)
+        parts.append(f"{workers} workers ({shared})")
+    if CELLS[cell].stages == 2 or state != hidden:
+        parts.append("two products per step")
+    if units > 1:
+        parts.append("a barrier per product and step")
+    return "; ".join(parts)
+
+
+def _sizes(layer: Any, input: Any) -> tuple[int, int, int, int, int]:
+    """T, B, D, H and R of one layer of the call."""
+    hidden = layer.hidden_size
+    if not isinstance(layer, nn.RNNBase):
+        return 1, 1 if input.dim() == 1 else input.shape[0], 1, hidden, hidden
+    if isinstance(input, PackedSequence):
+        steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
+    elif input.dim() == 2:
+        steps, batch = input.shape[0], 1
+    else:
+        steps, batch = input.shape[:2]
+        if layer.batch_first:
+            steps, batch = batch, steps
+    return steps, batch, 2 if layer.bidirectional else 1, hidden, layer.proj_size or hidden

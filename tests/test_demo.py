@@ -142,7 +142,7 @@ def test_a_loss_that_is_no_number_stops_the_training():
     corpus = train.Corpus(dict(list(cmudict.load().items())[:100]), 0)
     model = train.build(corpus, settings)
     nn.init.constant_(model.output.bias, float("nan"))
-    with pytest.raises(FloatingPointError, match="NaN after 0 pairs"):
+    with pytest.raises(FloatingPointError, match="nan after 0 pairs"):
         train.fit(model, corpus, settings, Console(quiet=True))
 
 

@@ -16,10 +16,11 @@ from bptt.data import Vocabulary, cmudict, pad, similar_lengths
 from bptt.data.vocabulary import END, PAD, START
 from bptt.models import Seq2Seq, score
 
-WORDS = """
+TEXT = """
 about again below chair dance early first green house inner judge kitchen little money never other
 paper queen river seven table under voice water extra young zebra bridge church thing measure joy
-""".split()
+"""
+WORDS = TEXT.split()
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_seq2seq_beats_one_phoneme_per_letter_on_words_it_never_saw(lexicon):
 
 @pytest.fixture(scope="module")
 def tiny() -> Task:
-    task = Task({word: (("AH",),) for word in WORDS}, hidden=16, embedding=8)
+    task = Task(dict.fromkeys(WORDS, (("AH",),)), hidden=16, embedding=8)
     task.model.double().eval()
     return task
 

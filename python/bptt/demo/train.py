@@ -6,6 +6,7 @@ A bidirectional encoder reads the letters, a decoder with attention says the pho
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -142,9 +143,9 @@ def fit(model: Seq2Seq, corpus: Corpus, settings: Settings, console: Console) ->
             optimizer.step()
 
             value = loss.item()
-            if value != value:
-                raise FloatingPointError(f"the loss is NaN after {schedule.seen} pairs")
-            mean = value if mean != mean else LOSS_MEMORY * mean + (1 - LOSS_MEMORY) * value
+            if not math.isfinite(value):
+                raise FloatingPointError(f"the loss is {value} after {schedule.seen} pairs")
+            mean = LOSS_MEMORY * mean + (1 - LOSS_MEMORY) * value if schedule.seen else value
             schedule.seen += len(source.lengths)
             bar.show(progress, mean, schedule)
     return schedule

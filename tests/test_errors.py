@@ -24,7 +24,7 @@ def failure(call):
     """What a call raises, or None."""
     try:
         call()
-    except Exception as error:  # noqa: BLE001 - which one is the question
+    except Exception as error:
         return error
     return None
 

@@ -725,6 +725,7 @@ def test_functions_equal_layers(name):
     assert_same(mine, layer(X, hx), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_a_layer_trains_compiled_into_one_graph_of_any_length():
     layer = ours.LSTM(I, H, bidirectional=True, batch_first=True, dtype=torch.float64)
     torch._dynamo.reset()

@@ -85,7 +85,7 @@ class Call(NamedTuple):
 
 
 def check_merge_mode(merge_mode: str | None, bidirectional: bool) -> None:
-    """Raise ValueError unless the merge mode is known, and "concat" where there is one direction."""
+    """Raise ValueError unless the merge mode is known, and "concat" beside a single direction."""
     if merge_mode not in MERGE_MODES:
         known = ", ".join(map(repr, MERGE_MODES))
         raise ValueError(f"merge_mode must be one of {known}, got {merge_mode!r}")
@@ -146,7 +146,8 @@ def check_input(call: Call, x: Tensor, weight: Any) -> None:
     """Check a time-major input `[T, B, I]` against the first weight `[G*H, I]`."""
     if not isinstance(weight, Tensor) or weight.dim() != 2:
         raise ArgumentTypeError(
-            f"{call.kind}: weight_ih_l0 must be a tensor [{call.gates}*H, I], got {describe(weight)}"
+            f"{call.kind}: weight_ih_l0 must be a tensor [{call.gates}*H, I], "
+            f"got {describe(weight)}"
         )
     if x.dtype != weight.dtype:
         raise DtypeError(
@@ -410,14 +411,13 @@ def _check_device(kind: str, name: str, tensor: Tensor, x: Tensor) -> None:
 # --- cells --------------------------------------------------------------------------------------
 
 
-def check_cell_input(kind: str, input: Any) -> bool:
-    """Check the rank of a cell's input and return whether it is a batch."""
+def check_cell_input(kind: str, input: Any) -> None:
+    """Check the rank of a cell's input: 2 for a batch, 1 for a single one."""
     if not isinstance(input, Tensor):
         raise ArgumentTypeError(f"{kind}: input must be a tensor, got {describe(input)}")
     rank = input.dim()
     if rank != 1 and rank != 2:
         raise ValueError(f"{kind}: Expected input to be 1D or 2D, got {rank}D instead")
-    return rank == 2
 
 
 def check_cell_state_rank(kind: str, states: Sequence[Tensor], batched: bool) -> None:
@@ -443,7 +443,7 @@ def check_cell(
     shapes: Sequence[tuple[int, ...]],
     names: Sequence[str],
 ) -> None:
-    """Check a batch `[B, I]`, states `[B, H]` and the weights of a cell against each other.
+    """Check `x [..., I]`, states `[..., H]` and the weights of a cell against each other.
 
     Args:
         weights: weight_ih, weight_hh and what else the cell has.
@@ -467,18 +467,19 @@ def check_cell(
         raise RuntimeError(
             f"{kind}: input must be on the weights' device {first.device}, got {x.device}"
         )
-    if x.shape[1] != first.shape[1]:
+    *batch, features = x.shape
+    if features != shapes[0][1]:
         raise RuntimeError(
-            f"{kind}: input has inconsistent input_size: got {x.shape[1]} expected {first.shape[1]}"
+            f"{kind}: input has inconsistent input_size: got {features} expected {shapes[0][1]}"
         )
-    size = (x.shape[0], weights[1].shape[1])
+    size = (*batch, shapes[1][1])
     for k, state in enumerate(states):
-        if state.shape[1] != size[1]:
+        if state.shape[-1] != size[-1]:
             raise RuntimeError(
-                f"{kind}: hidden{k} has inconsistent hidden_size: got {state.shape[1]}, "
-                f"expected {size[1]}"
+                f"{kind}: hidden{k} has inconsistent hidden_size: got {state.shape[-1]}, "
+                f"expected {size[-1]}"
             )
-        if state.shape[0] != size[0]:
+        if state.shape != size:
             raise RuntimeError(
                 f"{kind}: Input batch size {size[0]} doesn't match hidden{k} batch size "
                 f"{state.shape[0]}"

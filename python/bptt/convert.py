@@ -89,9 +89,9 @@ def convert(model: M, *, report: bool = False) -> M | tuple[M, Conversion]:
     Parameters, optimizers, hooks, parametrizations and tied weights are kept as they are. To keep
     the original besides, convert a copy: `bptt.convert(copy.deepcopy(model))`.
 
-    What changed is logged at INFO level by the logger "bptt"; what had to be left, at WARNING level,
-    which Python shows by default. Left are subclasses with code of their own, modules whose forward
-    was replaced, quantized modules and TorchScript.
+    The logger "bptt" says what changed at INFO level and what had to be left at WARNING level,
+    which Python shows by default. Left are subclasses, modules whose forward was replaced,
+    quantized modules and TorchScript.
 
     Args:
         model: any module; a recurrent layer itself works too.
@@ -200,7 +200,7 @@ def _subclass_reason(cls: Class, known: dict[Class, Class]) -> str:
     base = next((c for c in cls.__mro__ if c in known), None)
     if base is None:
         return "it is none of the layers and cells that both libraries have"
-    if cls.forward is not base.forward:  # type: ignore[attr-defined]
+    if cls.forward is not base.forward:
         return f"it is a subclass of {_full_name(base)} with a forward of its own"
     return f"it is a subclass of {_full_name(base)}; change its base class instead"
 

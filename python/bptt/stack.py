@@ -163,7 +163,7 @@ def pad(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor | None, Tenso
 
 
 def pack(output: Any, places: Tensor | None, like: PackedSequence) -> Any:
-    """Gather the packed rows of an output `[T, B, F]`, or of each of a pair, as `like` is packed."""
+    """Gather the rows of an output `[T, B, F]`, or of each of a pair, packed as `like` is."""
     if isinstance(output, tuple):
         return tuple(pack(half, places, like) for half in output)
     rows = output.flatten(0, 1)

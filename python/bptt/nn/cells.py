@@ -1,4 +1,9 @@
-"""The cells RNNCell, GRUCell and LSTMCell: one time step, torch.nn's contract on bptt's engines."""
+"""The cells RNNCell, GRUCell and LSTMCell: one time step under torch.nn's contract.
+
+One step has no loop to fuse, so cells run their equations, from the table in `bptt.cells`, as
+ordinary PyTorch operations, whatever the backend: that is several times faster than setting up an
+engine for a single step, and every transform of PyTorch works on it.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from .. import checks, functional, ops, stack
+from .. import checks, functional, stack
+from ..cells import CELLS, States
 from .layers import Device
 
 
@@ -26,50 +33,42 @@ class RecurrentCell(nn.RNNCellBase):
         raise NotImplementedError
 
     def _step(self, input: Tensor, hx: tuple[Any, ...] | None, count: int) -> tuple[Tensor, ...]:
-        """Check, then run one step of a one-layer network; `count` states in, `count` out."""
+        """Check the arguments, then take one step; `count` states in, `count` out."""
         kind = self._kind
-        batched = checks.check_cell_input(kind, input)
-        x = input if batched else input.unsqueeze(0)
+        checks.check_cell_input(kind, input)
         if hx is not None:
-            checks.check_cell_state_rank(kind, hx, batched)
-            if not batched:
-                hx = tuple(s.unsqueeze(0) for s in hx)
+            checks.check_cell_state_rank(kind, hx, input.dim() == 2)
         weights, shapes, names = self._weights()
-
-        device_type = x.device.type
+        device_type = input.device.type
         dtype = stack.autocast_dtype(device_type)
         if dtype is not None:
-            x, weights = stack.cast(x, dtype), [stack.cast(w, dtype) for w in weights]
+            input, weights = stack.cast(input, dtype), [stack.cast(w, dtype) for w in weights]
             hx = None if hx is None else tuple(stack.cast(s, dtype) for s in hx)
         if hx is None:
-            zeros = torch.zeros(x.shape[0], self.hidden_size, dtype=x.dtype, device=x.device)
-            hx = (zeros,) * count
-        checks.check_cell(kind, x, hx, weights, shapes, names)
-        if self.hidden_size == 0:  # torch.nn allows it; the engines do not
-            return tuple((s if batched else s.squeeze(0)).clone() for s in hx)
-
-        w_ih, w_hh, *rest = (w.unsqueeze(0) for w in weights)
-        b_ih, b_hh = rest[:2] if self.bias_ih is not None else (None, None)
-        peephole = rest[-1] if self.peephole else None
-        h0, c0 = hx[0].unsqueeze(0), hx[1].unsqueeze(0) if count == 2 else None
+            shape = (*input.shape[:-1], self.hidden_size)
+            hx = (torch.zeros(shape, dtype=input.dtype, device=input.device),) * count
+        checks.check_cell(kind, input, hx, weights, shapes, names)
         with stack.without_autocast(device_type, dtype is not None):
-            _, h_n, c_n = ops.recurrence(
-                self._cell_name,
-                x.unsqueeze(0),
-                w_ih,
-                w_hh,
-                b_ih,
-                b_hh,
-                None,
-                peephole,
-                h0,
-                c0,
-                None,
-                None,
-                (False,),
-            )
-        states = [s.squeeze(0) for s in (h_n, c_n) if s is not None]  # [B, H]
-        return tuple(states if batched else [s.squeeze(0) for s in states])
+            return self._equations(input, hx, *weights)
+
+    def _equations(
+        self, x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, *rest: Tensor
+    ) -> States:
+        """The cell's equations on `x [..., I]` and `states [..., H]`."""
+        b_ih, b_hh = rest[:2] if len(rest) > 1 else (None, None)
+        peepholes = rest[-1].chunk(3) if self.peephole else None
+        gates, hidden = self._gates, self.hidden_size
+
+        def recur(operand: Tensor, which: slice = slice(None)) -> tuple[Tensor, ...]:
+            first, last, _ = which.indices(gates)
+            w, b = w_hh, b_hh
+            if last - first < gates:
+                rows = slice(first * hidden, last * hidden)
+                w, b = w[rows], None if b is None else b[rows]
+            return F.linear(operand, w, b).chunk(last - first, -1)
+
+        gates_x = F.linear(x, w_ih, b_ih).chunk(gates, -1)
+        return CELLS[self._cell_name].step(gates_x, recur, states, peepholes)
 
     def _weights(self) -> tuple[list[Any], list[tuple[int, ...]], list[str]]:
         """The weights as they are now, the shape each must have, and their names."""
@@ -77,8 +76,9 @@ class RecurrentCell(nn.RNNCellBase):
         weights: list[Any] = [self.weight_ih, self.weight_hh]
         shapes: list[tuple[int, ...]] = [(rows, self.input_size), (rows, hidden)]
         names = ["weight_ih", "weight_hh"]
-        if self.bias_ih is not None:
-            weights += [self.bias_ih, self.bias_hh]
+        bias_ih = self.bias_ih
+        if bias_ih is not None:
+            weights += [bias_ih, self.bias_hh]
             shapes += [(rows,), (rows,)]
             names += ["bias_ih", "bias_hh"]
         if self.peephole:

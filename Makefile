@@ -1,0 +1,73 @@
+# make help names the targets. Each makes what it needs first, from nothing: .venv, the pinned
+# dependencies, the extension. Nothing outside this folder is changed.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMPS := $(VENV)/.stamps
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+# Named after TORCH: another TORCH is another stamp, and replaces the torch that is installed.
+TORCH_STAMP := $(STAMPS)/torch-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.+_-' _)
+CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint bench build wheel clean
+
+help:  ## what there is
+	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@echo "PYTHON=$(PYTHON) makes $(VENV), TORCH=$(TORCH) is installed there; both can be set."
+
+demo: build  ## layers beside torch.nn, and a model trained on real words: under 4 minutes
+	$(BIN)/python -m bptt.demo
+
+test: lint build  ## lint, then the test suite
+	$(BIN)/python -m pytest -q
+
+lint: $(STAMPS)/packages  ## ruff, mypy on the package, clang-format
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+	$(BIN)/clang-format --dry-run -Werror $(CPP)
+
+bench: build  ## speed against torch.nn
+	$(BIN)/python -m pytest benchmarks --benchmark-only
+
+# The editable install points Python at this folder; setup.py has its own up-to-date check.
+build: $(STAMPS)/editable  ## the extension, in place
+	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+wheel: $(STAMPS)/packages  ## a wheel in dist/, for every torch from 2.11 and Python from 3.10
+	rm -rf build/lib* build/bdist*
+	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+
+clean:  ## remove what was built; .venv stays
+	rm -rf build dist *.egg-info python/bptt/*.so
+
+# A stamp is written when its step is through: a step that was interrupted is run again.
+$(STAMPS)/venv:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "$(PYTHON) is older than 3.11")'
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(STAMPS)
+	touch $@
+
+$(TORCH_STAMP): $(STAMPS)/venv
+	rm -f $(STAMPS)/torch-*
+	$(PIP) install --constraint requirements/dev.txt '$(TORCH)'
+	$(BIN)/python -W ignore -c 'import torch; print("torch", torch.__version__)'
+	touch $@
+
+# The constraint keeps pip from replacing the torch just installed, whatever a package asks for.
+$(STAMPS)/packages: $(TORCH_STAMP) requirements/dev.txt
+	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
+		> $(STAMPS)/constraints.txt
+	$(PIP) install --quiet --constraint $(STAMPS)/constraints.txt --requirement requirements/dev.txt
+	touch $@
+
+$(STAMPS)/editable: $(STAMPS)/packages setup.py pyproject.toml
+	$(BIN)/python setup.py --quiet build_ext --inplace  # by itself, to show its progress
+	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	touch $@

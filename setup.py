@@ -1,0 +1,361 @@
+"""Builds the package with its extensions; everything else about it stands in pyproject.toml.
+
+    python setup.py build_ext --inplace      what `make build` runs; unchanged files are left alone
+    pip install --no-build-isolation .       against the torch that is installed
+
+bptt._C   the library: torch's stable ABI and Python's limited API, so that one binary fits every
+          torch from 2.11 and every Python from 3.10.
+bptt._dev what tests need from C++, by pybind11. It fits this Python alone: in-place builds (an
+          editable install is one) make it where pybind11 is installed, wheels never hold it.
+
+setup.py writes the commands to build/native/build.ninja; ninja runs those whose inputs, headers
+included, have changed. Environment:
+
+    MAX_JOBS         commands at a time (default: the cores this process may use)
+    CXX              the compiler (default: c++)
+    BPTT_DEV         1: fail rather than leave bptt._dev out of an in-place build; 0: leave it out
+    BPTT_NO_CUDA     1: leave the CUDA kernels out even where there is an nvcc
+    BPTT_CUDA_ARCHS  architectures, as in "80;90a;120;120-virtual" (-virtual: PTX, for later GPUs)
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import sysconfig
+from dataclasses import dataclass
+from pathlib import Path
+
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
+
+ROOT = Path(__file__).resolve().parent
+BUILD = Path("build/native")  # like all paths of the ninja file, relative to ROOT
+
+TORCH_ABI = "0x020b000000000000"  # 2.11: the oldest torch that can load the binary
+PYTHON_ABI = "0x030a0000"  # 3.10: the oldest Python
+
+COMPILE = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-Wall", "-Wextra"]
+
+# The engine's numbers must not depend on -ffast-math: NaN and infinity pass through it. These
+# only let the compiler fuse a*b+c and ignore errno and the floating-point exception flags.
+ARITHMETIC = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+
+# csrc/engine/cpu_kernels.cpp is compiled once for each of these; csrc/engine/cpu.cpp picks the one
+# to run by what the processor can do. The first is for any processor of the family.
+INSTRUCTION_SETS = {"baseline": []}
+if platform.machine() in ("x86_64", "AMD64"):
+    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
+    INSTRUCTION_SETS["avx512"] = [
+        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"),
+        "-mprefer-vector-width=512",
+    ]
+
+CUDA_ARCHS = "80;90a;100;120;90-virtual"
+
+
+class LeftOut(Exception):
+    """Why an optional part is not built."""
+
+
+@dataclass
+class Cuda:
+    """An nvcc that can be used.
+
+    Attributes:
+        nvcc: the compiler.
+        library: the folder of libcudart_static.a.
+        targets: what to generate code for, as arguments.
+    """
+
+    nvcc: Path
+    library: Path
+    targets: list[str]
+
+
+def find_cuda() -> Cuda:
+    """The CUDA toolkit to build with.
+
+    Raises:
+        LeftOut: when there is none, or nothing to compile with it.
+    """
+    if os.environ.get("BPTT_NO_CUDA") == "1":
+        raise LeftOut("BPTT_NO_CUDA=1")
+    if not sources("cuda", ".cu"):
+        raise LeftOut("csrc/cuda holds no .cu file")
+    nvcc = find_nvcc()
+    root = toolkit_root(nvcc)
+    folders = [root / "lib64", root / "lib", *root.glob("targets/*-linux/lib")]
+    library = next((f for f in folders if (f / "libcudart_static.a").is_file()), None)
+    if library is None:
+        raise LeftOut(f"{root} has no libcudart_static.a")
+    return Cuda(nvcc, library, code_targets(nvcc))
+
+
+def find_nvcc() -> Path:
+    """nvcc of CUDA_HOME or CUDA_PATH, of the usual place, or of PATH."""
+    homes = [os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"]
+    candidates = [Path(home) / "bin" / "nvcc" for home in homes if home]
+    on_path = shutil.which("nvcc")
+    if on_path:
+        candidates.append(Path(on_path))
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    raise LeftOut("no nvcc in CUDA_HOME, CUDA_PATH, /usr/local/cuda or PATH")
+
+
+def toolkit_root(nvcc: Path) -> Path:
+    """The toolkit's folder, as nvcc itself reports it: an nvcc on PATH may be a wrapper script."""
+    dry_run = subprocess.run(
+        [nvcc, "--dryrun", "-c", "none.cu"], capture_output=True, text=True, check=False
+    )
+    for line in dry_run.stderr.splitlines():
+        if line.startswith("#$ TOP="):
+            return Path(line.split("=", 1)[1]).resolve()
+    return nvcc.resolve().parent.parent
+
+
+def code_targets(nvcc: Path) -> list[str]:
+    """-gencode arguments: those asked for, or those of the default list that this nvcc knows."""
+    asked = os.environ.get("BPTT_CUDA_ARCHS")
+    archs = [arch.strip() for arch in (asked or CUDA_ARCHS).split(";") if arch.strip()]
+    if not asked:
+        known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True)
+        plain = {line.removeprefix("compute_") for line in known.split()}
+        archs = [arch for arch in archs if arch.removesuffix("-virtual").rstrip("a") in plain]
+    targets = []
+    for arch in archs:
+        number = arch.removesuffix("-virtual")
+        code = f"compute_{number}" if arch.endswith("-virtual") else f"sm_{number}"
+        targets.append(f"-gencode=arch=compute_{number},code={code}")
+    return targets
+
+
+def torch_folder() -> Path:
+    """Where torch is installed; finding it takes no import of it, which takes seconds."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or not spec.submodule_search_locations:
+        raise SystemExit(
+            "bptt is compiled against the torch you have, and this Python has none: install torch "
+            "2.11 or later, then bptt with `pip install --no-build-isolation`"
+        )
+    return Path(spec.submodule_search_locations[0])
+
+
+def find_ninja() -> str:
+    """The ninja program: of the Python package, or of PATH."""
+    if importlib.util.find_spec("ninja"):
+        import ninja
+
+        program = Path(ninja.BIN_DIR) / "ninja"
+        if program.is_file():
+            return str(program)
+    program = shutil.which("ninja")
+    if program is None:
+        raise SystemExit("bptt is built with ninja: pip install ninja")
+    return program
+
+
+def sources(folder: str, suffix: str) -> list[Path]:
+    """Source files of a folder of csrc, in a fixed order."""
+    return [f.relative_to(ROOT) for f in sorted((ROOT / "csrc" / folder).glob(f"*{suffix}"))]
+
+
+def cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+class NinjaFile:
+    """The commands of a build. Objects are named after their source, in BUILD."""
+
+    def __init__(self) -> None:
+        compiler = shlex.quote(os.environ.get("CXX", "c++"))
+        self.lines = [
+            f"builddir = {BUILD}",
+            "rule compile",
+            f"  command = {compiler} -MD -MF $out.d $flags -c $in -o $out",
+            "  description = compile $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+            "rule link",
+            f"  command = {compiler} -shared -o $out $in $flags",
+            "  description = link $out",
+        ]
+
+    def add_nvcc(self, nvcc: Path) -> None:
+        self.lines += [
+            "rule nvcc",
+            f"  command = {self._shell([str(nvcc)])} -MD -MF $out.d $flags -c $in -o $out",
+            "  description = nvcc $out",
+            "  depfile = $out.d",
+            "  deps = gcc",
+        ]
+
+    def compile(self, source: Path, flags: list[str], *, variant: str = "", rule="compile") -> Path:
+        """Adds a command that makes an object; `variant` tells several of one source apart."""
+        name = source.relative_to("csrc").with_suffix(f".{variant}.o" if variant else ".o")
+        return self._add(rule, BUILD / name, [source], flags)
+
+    def link(self, name: str, objects: list[Path], flags: list[str]) -> Path:
+        """Adds a command that makes a shared library."""
+        return self._add("link", BUILD / name, objects, flags)
+
+    def write(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = "\n".join(self.lines) + "\n"
+        if not path.is_file() or path.read_text(encoding="utf-8") != text:
+            path.write_text(text, encoding="utf-8")
+
+    def _add(self, rule: str, out: Path, inputs: list[Path], flags: list[str]) -> Path:
+        self.lines += [f"build {out}: {rule} {' '.join(map(str, inputs))}"]
+        self.lines += [f"  flags = {self._shell(flags)}"]
+        return out
+
+    @staticmethod
+    def _shell(arguments: list[str]) -> str:
+        return shlex.join(arguments).replace("$", "$$")
+
+
+def add_engine(file: NinjaFile, cuda: Cuda | None) -> list[Path]:
+    """All that knows nothing of torch: both extensions link it."""
+    plain = [*COMPILE, *ARITHMETIC]
+    objects = []
+    for source in [*sources("engine", ".cpp"), *sources("cuda", ".cpp")]:
+        if source.name == "cpu_kernels.cpp":
+            for name, flags in INSTRUCTION_SETS.items():
+                flags = [*plain, f"-DBPTT_ISA={name}", *flags]
+                objects.append(file.compile(source, flags, variant=name))
+        else:
+            objects.append(file.compile(source, plain))
+    if cuda is not None:
+        file.add_nvcc(cuda.nvcc)
+        flags = ["-O3", "-std=c++20", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2"]
+        for source in sources("cuda", ".cu"):
+            objects.append(file.compile(source, [*flags, *cuda.targets], rule="nvcc"))
+    return objects
+
+
+def python_flags() -> list[str]:
+    """Include flags of Python.h."""
+    folders = {sysconfig.get_path("include"), sysconfig.get_path("platinclude")}
+    return [f"-isystem{folder}" for folder in sorted(folders)]
+
+
+def cuda_link_flags(cuda: Cuda | None) -> list[str]:
+    """The CUDA runtime goes into the extension; the driver is looked for at the first launch."""
+    if cuda is None:
+        return []
+    hidden = "-Wl,--exclude-libs,libcudart_static.a"
+    return [f"-L{cuda.library}", "-lcudart_static", "-ldl", "-lrt", "-lpthread", hidden]
+
+
+def add_library(file: NinjaFile, engine: list[Path], cuda: Cuda | None) -> Path:
+    """bptt._C. No run path: `import torch`, which comes first, has torch's libraries loaded."""
+    torch = torch_folder()
+    flags = [*COMPILE, "-O2", f"-DTORCH_TARGET_VERSION={TORCH_ABI}", "-DUSE_CUDA"]
+    flags += [f"-isystem{torch / 'include'}"]
+    if cuda is not None:
+        flags.append("-DBPTT_WITH_CUDA")
+    module = [f"-DPy_LIMITED_API={PYTHON_ABI}", *python_flags()]
+    objects = [
+        file.compile(source, [*flags, *module] if source.name == "module.cpp" else flags)
+        for source in sources("torch", ".cpp")
+    ]
+    # libtorch looks unneeded on a torch without CUDA, yet is what leads to the symbols of one with.
+    libraries = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
+    link = [f"-L{torch / 'lib'}", *libraries, *cuda_link_flags(cuda)]
+    return file.link("_C.so", [*objects, *engine], link)
+
+
+def add_development_module(file: NinjaFile, engine: list[Path], cuda: Cuda | None) -> Path:
+    """bptt._dev.
+
+    Raises:
+        LeftOut: when it is not asked for or cannot be built.
+    """
+    if os.environ.get("BPTT_DEV") == "0":
+        raise LeftOut("BPTT_DEV=0")
+    if not sources("dev", ".cpp"):
+        raise LeftOut("csrc/dev holds no .cpp file")
+    if importlib.util.find_spec("pybind11") is None:
+        raise LeftOut("pybind11 is not installed")
+    import pybind11
+
+    flags = [*COMPILE, *ARITHMETIC, *python_flags(), f"-isystem{pybind11.get_include()}"]
+    objects = [file.compile(source, flags) for source in sources("dev", ".cpp")]
+    return file.link("_dev.so", [*objects, *engine], cuda_link_flags(cuda))
+
+
+def write_commands() -> dict[str, Path]:
+    """Writes build.ninja; returns what it can build, by extension name."""
+    file = NinjaFile()
+    try:
+        cuda = find_cuda()
+    except LeftOut as reason:
+        cuda = None
+        print(f"bptt: CUDA kernels left out: {reason}")
+    engine = add_engine(file, cuda)
+    built = {"bptt._C": add_library(file, engine, cuda)}
+    try:
+        built["bptt._dev"] = add_development_module(file, engine, cuda)
+    except LeftOut as reason:
+        if os.environ.get("BPTT_DEV") == "1":
+            raise SystemExit(f"BPTT_DEV=1, but bptt._dev cannot be built: {reason}") from None
+        print(f"bptt: development module left out: {reason}")
+    file.write(ROOT / BUILD / "build.ninja")
+    return built
+
+
+def replace_file(source: Path, target: Path) -> None:
+    """Copies at once or not at all: a running process may have the old extension mapped."""
+    content = source.read_bytes()
+    if target.is_file() and target.read_bytes() == content:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f"{target.name}.{os.getpid()}")
+    beside.write_bytes(content)
+    beside.chmod(0o755)
+    beside.replace(target)
+
+
+class BuildExtensions(build_ext):
+    """Runs ninja and puts what it made where setuptools expects it."""
+
+    def run(self) -> None:
+        built = write_commands()
+        if not self.inplace:
+            built.pop("bptt._dev", None)
+        self.extensions = [ext for ext in self.extensions if ext.name in built]
+        jobs = os.environ.get("MAX_JOBS") or str(cores())
+        command = [find_ninja(), "-f", str(BUILD / "build.ninja"), "-j", jobs]
+        done = subprocess.run([*command, *map(str, built.values())], cwd=ROOT, check=False)
+        if done.returncode != 0:
+            raise SystemExit("bptt: compilation failed, see above")
+        for name, path in built.items():
+            replace_file(ROOT / path, Path(self.get_ext_fullpath(name)))
+
+
+setup(
+    packages=[
+        "bptt",
+        *(f"bptt.{name}" for name in find_packages(str(ROOT / "python" / "bptt"))),
+        "bptt.kernels",
+    ],
+    package_dir={"bptt": "python/bptt", "bptt.kernels": "kernels"},
+    package_data={"bptt": ["py.typed"]},
+    # Their sources are listed by write_commands.
+    ext_modules=[
+        Extension("bptt._C", sources=[], py_limited_api=True),
+        Extension("bptt._dev", sources=[], optional=True),
+    ],
+    cmdclass={"build_ext": BuildExtensions},
+    options={"bdist_wheel": {"py_limited_api": "cp310"}},
+)

@@ -17,16 +17,8 @@ import bptt
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "native"
 
-# Loaded by the parts that need them, at their first use: each costs a tenth of a second or more.
-LATE = [
-    "torch._dynamo",
-    "torch._inductor",
-    "hypothesis",
-    "numpy.testing",
-    "rich",
-    "triton",
-    "typer",
-]
+# For the parts that need them, at their first use.
+LATE = ["torch._dynamo", "torch._inductor", "hypothesis", "rich", "triton", "typer"]
 
 # torch's own import may load some of these; only what bptt adds to it counts.
 IMPORT = """

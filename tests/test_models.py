@@ -96,7 +96,7 @@ def test_seq2seq_beats_one_phoneme_per_letter_on_words_it_never_saw(lexicon):
         baseline.symbol_error_rate < score([constant] * len(held_out), references).symbol_error_rate
     )
     assert model.symbol_error_rate < 0.8 * baseline.symbol_error_rate
-    assert model.word_error_rate < baseline.word_error_rate
+    assert model.word_error_rate < 0.9 * baseline.word_error_rate
 
 
 @pytest.fixture(scope="module")

@@ -90,10 +90,12 @@ class Schedule:
         self.pairs = pairs
         self.seen = 0
         self.started = time.perf_counter()
+        self.ended: float | None = None
 
     @property
     def elapsed(self) -> float:
-        return time.perf_counter() - self.started
+        """Seconds of training so far, or in all once it has ended."""
+        return (self.ended or time.perf_counter()) - self.started
 
     def progress(self) -> float:
         """From 0 to 1, where the training ends."""
@@ -148,6 +150,7 @@ def fit(model: Seq2Seq, corpus: Corpus, settings: Settings, console: Console) ->
             mean = LOSS_MEMORY * mean + (1 - LOSS_MEMORY) * value if schedule.seen else value
             schedule.seen += len(source.lengths)
             bar.show(progress, mean, schedule)
+    schedule.ended = time.perf_counter()
     return schedule
 
 

@@ -26,7 +26,7 @@ class BackwardLoop {
     T* dprojected; // [B, R]: whole gradient of a projected hidden state, for the product with w_hr
     int64_t state_stride, unit_stride;
 
-    Scratch(Arena& arena, const BackwardParams& p, int slices)
+    Scratch(Arena& arena, const BackwardParams& p, int slices, int)
         : state_stride(round_up(p.sizes.state, kLanes)),
           unit_stride(round_up(p.sizes.hidden, kLanes)) {
       const Sizes& s = p.sizes;
@@ -61,20 +61,20 @@ class BackwardLoop {
       if (projected_) {
         for_rows(m_.first, [&](int64_t b, int64_t u, int n) { gather_projected(b, u, n); });
         part_.meet_slice();
-        multiply(m_.projection, part_, m_.dprojected, m_.state_stride,
+        multiply(m_.projection, part_, part_.rows, m_.dprojected, m_.state_stride,
                  [&](int64_t b, int64_t u, int n, const T* dm) { cell(b, u, n, load(dm)); });
       } else {
         for_rows(m_.first, [&](int64_t b, int64_t u, int n) { cell(b, u, n, dhidden(b, u, n)); });
       }
       part_.meet_slice();
       if constexpr (Cell::kStages == 2) {
-        multiply(m_.second, part_, dgates_ + kFirstGates * s_.hidden, kGates * s_.hidden,
+        multiply(m_.second, part_, part_.rows, dgates_ + kFirstGates * s_.hidden, kGates * s_.hidden,
                  [&](int64_t b, int64_t u, int n, const T* doperand) {
                    cell_first(b, u, n, load(doperand));
                  });
         part_.meet_slice();
       }
-      multiply(m_.first, part_, dgates_, kGates * s_.hidden,
+      multiply(m_.first, part_, part_.rows, dgates_, kGates * s_.hidden,
                [&](int64_t b, int64_t u, int, const T* product) {
                  T* at = m_.dhidden + b * m_.state_stride + u;
                  store(at, masks_.clears(t_, b) ? V(T(0)) : load(at) + load(product));

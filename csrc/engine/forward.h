@@ -3,6 +3,11 @@
 // A step multiplies the hidden state by a panel of packed weights and feeds the tile to the cell
 // while it is in the first cache. With a second product (a projection, or GRU with the reset before
 // the product) the workers of a slice meet once more in between.
+//
+// The input projection runs ahead of the loop by a few steps at a time: enough rows to multiply at
+// full speed, few enough to be in a near cache when the loop reads them. It is written where the
+// step will save its gates, so that the largest tensor of a layer exists once, or to a small buffer
+// where nothing is saved.
 #pragma once
 
 #include "worker.h"
@@ -19,18 +24,30 @@ class ForwardLoop {
   static constexpr int kFirstGates = Cell::kStages == 2 ? kGates - 1 : kGates;
   static_assert(CellCheck<Cell>::ok);
 
+  static constexpr int64_t kProjectedRows = 128;
+
   struct Scratch {
-    Packed<T> first, second, projection;
+    Packed<T> input, first, second, projection;
+    int64_t chunk;  // steps that are projected at a time
+    T* x;           // [chunk, B, I], each slice of the batch on its own
+    S* gates;       // [chunk, B, G, H], where nothing is saved
     T* hidden[2];  // [B, R], alternating by step: read in one, written in the other
     T* cell;       // [B, H]
     T* operand;    // [B, H]
     T* partial;    // [B, A, H]: what the first stage leaves for the second
     int64_t state_stride, unit_stride;
 
-    Scratch(Arena& arena, const ForwardParams& p, int slices)
+    Scratch(Arena& arena, const ForwardParams& p, int slices, int row_slices)
         : state_stride(round_up(p.sizes.state, kLanes)),
           unit_stride(round_up(p.sizes.hidden, kLanes)) {
       const Sizes& s = p.sizes;
+      const int64_t enough = kProjectedRows * row_slices / (s.batch + 1) + 1;
+      chunk = enough < s.steps ? enough : s.steps;
+      if (s.inputs > 0) {
+        input = make_packed<T>(arena, s.hidden, kGates, s.inputs, slices);
+        x = arena.take<T>(chunk * s.batch * s.inputs);
+        gates = arena.take<S>(saves_gates(p) ? 0 : chunk * s.batch * kGates * s.hidden);
+      }
       first = make_packed<T>(arena, s.hidden, kFirstGates, s.state, slices);
       hidden[0] = arena.take<T>(s.batch * state_stride);
       hidden[1] = arena.take<T>(s.batch * state_stride);
@@ -57,20 +74,22 @@ class ForwardLoop {
     start();
     part_.meet_lane();
     for (int64_t s = 0; s < s_.steps; ++s) {
+      if (s_.inputs > 0 && s % m_.chunk == 0) project(s);
+      step_ = s;
       t_ = time(s);
       next_t_ = time(s + 1);
       read_ = m_.hidden[s % 2];
       write_ = m_.hidden[(s + 1) % 2];
-      multiply(m_.first, part_, read_, m_.state_stride,
+      multiply(m_.first, part_, part_.rows, read_, m_.state_stride,
                [&](int64_t b, int64_t u, int n, const T* product) { first(b, u, n, product); });
       if constexpr (Cell::kStages == 2) {
         part_.meet_slice();
-        multiply(m_.second, part_, m_.operand, m_.unit_stride,
+        multiply(m_.second, part_, part_.rows, m_.operand, m_.unit_stride,
                  [&](int64_t b, int64_t u, int n, const T* product) { second(b, u, n, product); });
       }
       if (projected_) {
         part_.meet_slice();
-        multiply(m_.projection, part_, m_.operand, m_.unit_stride,
+        multiply(m_.projection, part_, part_.rows, m_.operand, m_.unit_stride,
                  [&](int64_t b, int64_t u, int n, const T* product) {
                    V h = load(product);
                    if (!masks_.active(t_, b)) h = load(read_ + b * m_.state_stride + u);
@@ -90,6 +109,10 @@ class ForwardLoop {
   void pack() {
     const S* w = as_storage(p_.in.w_hh) + d_ * kGates * s_.hidden * s_.state;
     const int members = part_.lane_members(), index = part_.lane_index();
+    if (s_.inputs > 0) {
+      const S* w_ih = as_storage(p_.w_ih) + d_ * kGates * s_.hidden * s_.inputs;
+      for_panels(m_.input, members, index, [&](int64_t p) { pack_rows(m_.input, w_ih, p); });
+    }
     for_panels(m_.first, members, index, [&](int64_t p) { pack_rows(m_.first, w, p); });
     if constexpr (Cell::kStages == 2) {
       const S* last = w + kFirstGates * s_.hidden * s_.state;
@@ -141,10 +164,54 @@ class ForwardLoop {
     }
   }
 
+  static bool saves_gates(const ForwardParams& p) {
+    return Cell::kSaved >= kGates && p.saved != nullptr;
+  }
+
+  // The projected gates [G, H] of one row in one step.
+  S* gates_row(int64_t s, int64_t b) const {
+    const int64_t t = time(s);
+    if (p_.gates_x != nullptr) {
+      const Strides& by = p_.gates_x_strides;
+      const S* row = as_storage(p_.gates_x) + t * by.step + b * by.row + d_ * by.direction;
+      return const_cast<S*>(row);
+    }
+    if (saves_gates(p_)) {
+      const Strides& by = p_.saved_strides;
+      return static_cast<S*>(p_.saved) + t * by.step + b * by.row + d_ * by.direction;
+    }
+    return m_.gates + (s % m_.chunk * s_.batch + b) * kGates * s_.hidden;
+  }
+
+  // Projects the inputs of the next steps, from step s on.
+  void project(int64_t s) {
+    const int64_t count = s + m_.chunk < s_.steps ? m_.chunk : s_.steps - s;
+    const int64_t height = part_.rows.end - part_.rows.begin;
+    T* x = m_.x + part_.rows.begin * m_.chunk * s_.inputs;
+    const Range mine = cut(count * height, part_.plan.unit_slices, part_.unit_slice);
+    for (int64_t r = mine.begin; r < mine.end; ++r) {
+      const S* from = as_storage(p_.x) + time(s + r / height) * p_.x_strides.step +
+                      (part_.rows.begin + r % height) * p_.x_strides.row;
+      for (int64_t k = 0; k < s_.inputs; k += kLanes) {
+        const int64_t left = s_.inputs - k;
+        const int n = left < kLanes ? static_cast<int>(left) : kLanes;
+        store(x + r * s_.inputs + k, load(from + k, n), n);
+      }
+    }
+    part_.meet_slice();
+    multiply(m_.input, part_, {0, count * height}, x, s_.inputs,
+             [&](int64_t r, int64_t u, int n, const T* product) {
+               S* to = gates_row(s + r / height, part_.rows.begin + r % height) + u;
+               for (int g = 0; g < kGates; ++g) {
+                 store(to + g * s_.hidden, load(product + g * kLanes), n);
+               }
+             });
+    // With two products a step, its gates are read by other workers than those who wrote them.
+    if constexpr (Cell::kStages == 2) part_.meet_slice();
+  }
+
   void load_gates_x(int64_t b, int64_t u, int n, V* gates_x) const {
-    const Strides& by = p_.gates_x_strides;
-    const S* from =
-        as_storage(p_.gates_x) + t_ * by.step + b * by.row + d_ * by.direction + u;
+    const S* from = gates_row(step_, b) + u;
     for (int g = 0; g < kGates; ++g) {
       gates_x[g] = load(from + g * s_.hidden, n);
       if (p_.b_ih == nullptr) continue;
@@ -251,7 +318,7 @@ class ForwardLoop {
   const Scratch m_;
   const Masks masks_;
   const bool projected_;
-  int64_t d_ = 0, t_ = 0, next_t_ = 0;
+  int64_t d_ = 0, step_ = 0, t_ = 0, next_t_ = 0;
   T* read_ = nullptr;
   T* write_ = nullptr;
 };

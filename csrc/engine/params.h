@@ -2,8 +2,7 @@
 //
 // T time steps, B batch, D directions (independent recurrences), G gates, H hidden units, R size of
 // the hidden state (H, or the projection's size), A saved values, P peepholes. Arrays are dense and
-// row-major in the shape given, but for gates_x and saved, whose strides of T, B and D are free. They
-// may be the same memory: a step reads its gates before it saves over them.
+// row-major in the shape given, but for those with Strides, whose leading axes may lie anyhow.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +24,7 @@ struct Sizes {
   Dtype dtype;
   CellKind cell;
   int64_t steps, batch, directions, hidden, state;  // T, B, D, H, R
+  int64_t inputs;  // I, or 0 where the input projection is given
 };
 
 // Inputs that forward and backward share. A null pointer is an absent option.
@@ -47,8 +47,11 @@ struct Strides {
 struct ForwardParams {
   Sizes sizes;
   Inputs in;
-  const void* gates_x;  // [T, B, D, G, H]
+  const void* gates_x;  // [T, B, D, G, H], or null: then x and w_ih
   Strides gates_x_strides;
+  const void* x;  // [T, B, I]
+  Strides x_strides;
+  const void* w_ih;  // [D, G*H, I]
   const void* b_ih;  // [D, G, H]
   const void* b_hh;  // [D, G, H]
   void* y;           // [T, B, D, R]

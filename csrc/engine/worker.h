@@ -110,14 +110,14 @@ BPTT_INLINE void for_blocks(const Packed<T>& packed, int parts, int index, Body 
   }
 }
 
-// Multiplies a worker's rows by its panels; consume(row, first_unit, count, product) gets one vector
-// of units per gate.
+// Multiplies `range` of the rows by a worker's panels; consume(row, first_unit, count, product) gets
+// one vector of units per gate.
 template <class T, class Consume>
-BPTT_INLINE void multiply(const Packed<T>& weights, const Part& part, const T* rows,
+BPTT_INLINE void multiply(const Packed<T>& weights, const Part& part, Range range, const T* rows,
                           int64_t row_stride, Consume consume) {
   constexpr int lanes = Packed<T>::kLanes;
   for_panels(weights, part.plan.unit_slices, part.unit_slice, [&](int64_t p) {
-    multiply_panel(weights, p, rows, row_stride, part.rows.begin, part.rows.end,
+    multiply_panel(weights, p, rows, row_stride, range.begin, range.end,
                    [&](int64_t first_row, int height, const T* tile, int vectors) {
                      for (int r = 0; r < height; ++r) {
                        for (int v = 0; v < vectors; v += weights.gates) {
@@ -169,7 +169,7 @@ int64_t scratch_bytes(const Params& params, int threads) {
   arena.take<Barrier>(2 * threads);
   const Plan plan = plan_cpu(params.sizes, Loop::kGates, Loop::V::kLanes, threads);
   for (int lane = 0; lane < plan.lanes; ++lane) {
-    typename Loop::Scratch scratch(arena, params, plan.unit_slices);
+    typename Loop::Scratch scratch(arena, params, plan.unit_slices, plan.row_slices);
   }
   return arena.used();
 }
@@ -180,9 +180,9 @@ typename Loop::Scratch lane_scratch(const Params& params, const Part& part, void
   Arena arena(base);
   arena.take<Barrier>(2 * threads);
   for (int lane = 0; lane < part.lane; ++lane) {
-    typename Loop::Scratch skipped(arena, params, part.plan.unit_slices);
+    typename Loop::Scratch skipped(arena, params, part.plan.unit_slices, part.plan.row_slices);
   }
-  return typename Loop::Scratch(arena, params, part.plan.unit_slices);
+  return typename Loop::Scratch(arena, params, part.plan.unit_slices, part.plan.row_slices);
 }
 
 }  // namespace

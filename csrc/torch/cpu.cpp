@@ -72,20 +72,17 @@ const void* data(const MaybeTensor& tensor) {
   return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
 }
 
-// Sizes of a problem, from the shapes of the tensor with `time_rank` dimensions that leads with
-// [T, B, D], of w_hh and of h0. Shapes are checked against them afterwards.
-Sizes sizes_of(const char* op, const CellTraits& cell, const char* lead_name, const Tensor& lead,
-               int64_t lead_rank, const Tensor& w_hh, const Tensor& h0) {
-  check_rank(op, lead_name, lead, lead_rank);
+// Sizes of a problem, from the leading axes [T, B] of one tensor, and w_hh. All other shapes are
+// checked against them afterwards.
+Sizes sizes_of(const char* op, const CellTraits& cell, const Tensor& lead, const Tensor& w_hh) {
   check_rank(op, "w_hh", w_hh, 3);
-  check_rank(op, "h0", h0, 3);
   const int64_t rows = w_hh.size(1);
   STD_TORCH_CHECK(rows > 0 && rows % cell.gates == 0, op, ": w_hh must have ", cell.gates,
                   "*H rows for cell ", cell.name, ", got shape ", shape_text(shape_of(w_hh)));
   STD_TORCH_CHECK(w_hh.size(2) > 0, op, ": w_hh must be [D, G*H, R] with R > 0, got ",
                   shape_text(shape_of(w_hh)));
-  return {dtype_of(op, lead.scalar_type()), cell.kind,          lead.size(0), lead.size(1),
-          lead.size(2),                     rows / cell.gates, w_hh.size(2)};
+  return {dtype_of(op, lead.scalar_type()), cell.kind,        lead.size(0), lead.size(1),
+          w_hh.size(0),                     rows / cell.gates, w_hh.size(2), 0};
 }
 
 void check_lengths(const Problem& p, const Tensor& lengths) {
@@ -179,9 +176,9 @@ Tensor scratch_memory(const Tensor& like, int64_t bytes) {
   return make(like, {bytes}, ScalarType::Byte);
 }
 
-Problem problem_of(const char* op, const CellTraits& cell, const Sizes& sizes, ScalarType dtype) {
-  const bool is_double = dtype == ScalarType::Double;
-  return {op, cell, sizes, dtype, is_double ? ScalarType::Double : ScalarType::Float};
+// The type of cell states and sums.
+ScalarType wide_of(ScalarType dtype) {
+  return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
 using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -191,46 +188,67 @@ bool has_dense_planes(const Tensor& tensor, int64_t hidden) {
   return tensor.stride(4) == 1 && tensor.stride(3) == hidden;
 }
 
+// Of the leading axes: T, B, and D where there is one.
 Strides strides_of(const Tensor& tensor) {
   return {tensor.stride(0), tensor.stride(1), tensor.stride(2)};
 }
 
-// The loop of both forward ops. In place, `gates_x` has `planes` = max(G, A) planes and is saved over.
-ForwardOutputs run_forward(bool in_place, const Text& backend, const Text& cell_name,
-                           const Tensor& gates_x, const MaybeTensor& b_ih, const Tensor& w_hh,
-                           const MaybeTensor& b_hh, const MaybeTensor& w_hr,
-                           const MaybeTensor& peephole, const Tensor& h0, const MaybeTensor& c0,
-                           const MaybeTensor& lengths, const MaybeTensor& resets,
-                           const std::vector<int64_t>& reverse, bool save) {
+Tensor with_dense_planes(const Tensor& tensor, int64_t hidden) {
+  return has_dense_planes(tensor, hidden) ? tensor : torch::stable::contiguous(tensor);
+}
+
+Tensor with_dense_features(const Tensor& x) {
+  return x.stride(2) == 1 ? x : torch::stable::contiguous(x);
+}
+
+ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, MaybeTensor x,
+                           MaybeTensor w_ih, MaybeTensor b_ih, Tensor w_hh, MaybeTensor b_hh,
+                           MaybeTensor w_hr, MaybeTensor peephole, Tensor h0, MaybeTensor c0,
+                           MaybeTensor lengths, MaybeTensor resets, std::vector<int64_t> reverse,
+                           bool save) {
   const CellTraits cell = cell_of(kForward, backend, cell_name);
-  const Sizes s = sizes_of(kForward, cell, "gates_x", gates_x, 5, w_hh, h0);
-  const Problem p = problem_of(kForward, cell, s, gates_x.scalar_type());
-  const bool keep = save && cell.saved > 0, keep_cells = save && cell.states == 2;
-  const int64_t planes = in_place && keep && cell.saved > cell.gates ? cell.saved : cell.gates;
-  check_tensor(p.op, "gates_x", gates_x, "[T, B, D, G, H]",
-               {s.steps, s.batch, s.directions, planes, s.hidden}, p.dtype);
+  STD_TORCH_CHECK(gates_x.has_value() != x.has_value() && x.has_value() == w_ih.has_value(),
+                  kForward, ": expected either gates_x, or x and w_ih");
+  const Tensor lead = gates_x.has_value() ? *gates_x : *x;
+  check_rank(kForward, gates_x.has_value() ? "gates_x" : "x", lead, gates_x.has_value() ? 5 : 3);
+  Sizes s = sizes_of(kForward, cell, lead, w_hh);
+  if (x.has_value()) {
+    s.inputs = x->size(2);
+    STD_TORCH_CHECK(s.inputs > 0, kForward, ": x must be [T, B, I] with I > 0, got ",
+                    shape_text(shape_of(*x)));
+  }
+  const Problem p{kForward, cell, s, lead.scalar_type(), wide_of(lead.scalar_type())};
   const Options o =
       checked_options(p, w_hh, w_hr, peephole, h0, c0, lengths, resets, reverse);
-  const std::vector<int64_t> bias_shape{s.directions, cell.gates * s.hidden};
-  const MaybeTensor bias_x = checked(p, "b_ih", b_ih, "[D, G*H]", bias_shape);
-  const MaybeTensor bias_h = checked(p, "b_hh", b_hh, "[D, G*H]", bias_shape);
-  const bool dense = has_dense_planes(gates_x, s.hidden);
-  STD_TORCH_CHECK(dense || !in_place, p.op, "_: buffer must have dense planes and units");
-  const Tensor gates = dense ? gates_x : torch::stable::contiguous(gates_x);
-
-  Tensor y = make(gates, {s.steps, s.batch, s.directions, s.state}, p.dtype);
-  Tensor h_n = make(gates, {s.directions, s.batch, s.state}, p.dtype);
-  Tensor c_n = make_if(cell.states == 2, gates, {s.directions, s.batch, s.hidden}, p.dtype);
-  Tensor saved = gates;
-  if (!in_place || !keep) {
-    saved = make_if(keep, gates, {s.steps, s.batch, s.directions, cell.saved, s.hidden}, p.dtype);
+  const int64_t rows = cell.gates * s.hidden;
+  const MaybeTensor bias_x = checked(p, "b_ih", b_ih, "[D, G*H]", {s.directions, rows});
+  const MaybeTensor bias_h = checked(p, "b_hh", b_hh, "[D, G*H]", {s.directions, rows});
+  const MaybeTensor w_in = checked(p, "w_ih", w_ih, "[D, G*H, I]", {s.directions, rows, s.inputs});
+  MaybeTensor gates, input;
+  if (gates_x.has_value()) {
+    check_tensor(p.op, "gates_x", *gates_x, "[T, B, D, G, H]",
+                 {s.steps, s.batch, s.directions, cell.gates, s.hidden}, p.dtype);
+    gates = with_dense_planes(*gates_x, s.hidden);
+  } else {
+    check_tensor(p.op, "x", *x, "[T, B, I]", {s.steps, s.batch, s.inputs}, p.dtype);
+    input = with_dense_features(*x);
   }
-  Tensor cells = make_if(keep_cells, gates, {s.steps, s.batch, s.directions, s.hidden}, p.wide);
+
+  const bool keep = save && cell.saved > 0, keep_cells = save && cell.states == 2;
+  Tensor y = make(lead, {s.steps, s.batch, s.directions, s.state}, p.dtype);
+  Tensor h_n = make(lead, {s.directions, s.batch, s.state}, p.dtype);
+  Tensor c_n = make_if(cell.states == 2, lead, {s.directions, s.batch, s.hidden}, p.dtype);
+  Tensor saved = make_if(keep, lead, {s.steps, s.batch, s.directions, cell.saved, s.hidden},
+                         p.dtype);
+  Tensor cells = make_if(keep_cells, lead, {s.steps, s.batch, s.directions, s.hidden}, p.wide);
 
   const ForwardParams params{s,
                              inputs_of(o),
                              data(gates),
-                             strides_of(gates),
+                             gates.has_value() ? strides_of(*gates) : Strides{},
+                             data(input),
+                             input.has_value() ? strides_of(*input) : Strides{},
+                             data(w_in),
                              data(bias_x),
                              data(bias_h),
                              y.mutable_data_ptr(),
@@ -241,27 +259,9 @@ ForwardOutputs run_forward(bool in_place, const Text& backend, const Text& cell_
                              out(keep_cells, cells)};
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
-  Tensor scratch = scratch_memory(gates, k.forward_scratch(params, pool.count));
+  Tensor scratch = scratch_memory(lead, k.forward_scratch(params, pool.count));
   k.forward(params, pool, scratch.mutable_data_ptr());
   return {y, h_n, c_n, saved, cells};
-}
-
-ForwardOutputs forward_cpu(Text backend, Text cell, Tensor gates_x, MaybeTensor b_ih, Tensor w_hh,
-                           MaybeTensor b_hh, MaybeTensor w_hr, MaybeTensor peephole, Tensor h0,
-                           MaybeTensor c0, MaybeTensor lengths, MaybeTensor resets,
-                           std::vector<int64_t> reverse, bool save) {
-  return run_forward(false, backend, cell, gates_x, b_ih, w_hh, b_hh, w_hr, peephole, h0, c0,
-                     lengths, resets, reverse, save);
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> forward_in_place_cpu(
-    Text backend, Text cell, Tensor buffer, MaybeTensor b_ih, Tensor w_hh, MaybeTensor b_hh,
-    MaybeTensor w_hr, MaybeTensor peephole, Tensor h0, MaybeTensor c0, MaybeTensor lengths,
-    MaybeTensor resets, std::vector<int64_t> reverse, bool save) {
-  const auto [y, h_n, c_n, saved, cells] =
-      run_forward(true, backend, cell, buffer, b_ih, w_hh, b_hh, w_hr, peephole, h0, c0, lengths,
-                  resets, reverse, save);
-  return {y, h_n, c_n, cells};
 }
 
 using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
@@ -272,8 +272,9 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
                              MaybeTensor lengths, MaybeTensor resets,
                              std::vector<int64_t> reverse) {
   const CellTraits cell = cell_of(kBackward, backend, cell_name);
-  const Sizes s = sizes_of(kBackward, cell, "y", y, 4, w_hh, h0);
-  const Problem p = problem_of(kBackward, cell, s, y.scalar_type());
+  check_rank(kBackward, "y", y, 4);
+  const Sizes s = sizes_of(kBackward, cell, y, w_hh);
+  const Problem p{kBackward, cell, s, y.scalar_type(), wide_of(y.scalar_type())};
   const Options o =
       checked_options(p, w_hh, w_hr, peephole, h0, c0, lengths, resets, reverse);
   const std::vector<int64_t> y_shape{s.steps, s.batch, s.directions, s.state};
@@ -289,7 +290,7 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
   if (cell.saved > 0) {
     check_tensor(p.op, "saved", saved, "[T, B, D, A, H]",
                  {s.steps, s.batch, s.directions, cell.saved, s.hidden}, p.dtype);
-    if (!has_dense_planes(saved, s.hidden)) saved_dense = torch::stable::contiguous(saved);
+    saved_dense = with_dense_planes(saved, s.hidden);
   }
   if (cell.states == 2) {
     check_tensor(p.op, "cells", cells, "[T, B, D, H]", unit_shape, p.wide);
@@ -329,10 +330,6 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
   return {dgates_x, dgates_h, dh0, dc0, dpeephole, operand, dh};
 }
 
-Tensor workspace_cpu(Tensor like, std::vector<int64_t> shape) {
-  return make(like, shape, like.scalar_type());
-}
-
 std::string instruction_set() { return kernels().name; }
 
 std::vector<int64_t> plan(Text cell_name, int64_t element_size, std::vector<int64_t> sizes) {
@@ -341,7 +338,7 @@ std::vector<int64_t> plan(Text cell_name, int64_t element_size, std::vector<int6
   STD_TORCH_CHECK(sizes.size() == 5, "bptt::cpu_plan: sizes must be [T, B, D, H, R], got ",
                   shape_text(sizes));
   const Dtype dtype = element_size == 8 ? Dtype::kFloat64 : Dtype::kFloat32;
-  const Sizes s{dtype, cell->kind, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4]};
+  const Sizes s{dtype, cell->kind, sizes[0], sizes[1], sizes[2], sizes[3], sizes[4], 0};
   const int lanes = kernels().vector_bytes / (dtype == Dtype::kFloat64 ? 8 : 4);
   const Plan p = plan_cpu(s, static_cast<int>(cell->gates), lanes, thread_pool().count);
   return {p.lanes, p.row_slices, p.unit_slices, lanes};
@@ -352,8 +349,6 @@ std::vector<int64_t> plan(Text cell_name, int64_t element_size, std::vector<int6
 
 STABLE_TORCH_LIBRARY_IMPL(bptt, CPU, m) {
   m.impl("recurrence_forward", TORCH_BOX(&bptt::forward_cpu));
-  m.impl("recurrence_forward_", TORCH_BOX(&bptt::forward_in_place_cpu));
-  m.impl("workspace", TORCH_BOX(&bptt::workspace_cpu));
   m.impl("recurrence_backward", TORCH_BOX(&bptt::backward_cpu));
 }
 

@@ -3,26 +3,18 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(bptt, m) {
+  // The input comes projected, as gates_x [T, B, D, G, H], or as x [T, B, I] with w_ih [D, G*H, I].
   m.def(
-      "recurrence_forward(str backend, str cell, Tensor gates_x, Tensor? b_ih, Tensor w_hh, "
-      "Tensor? b_hh, Tensor? w_hr, Tensor? peephole, Tensor h0, Tensor? c0, Tensor? lengths, "
-      "Tensor? resets, int[] reverse, bool save) "
+      "recurrence_forward(str backend, str cell, Tensor? gates_x, Tensor? x, Tensor? w_ih, "
+      "Tensor? b_ih, Tensor w_hh, Tensor? b_hh, Tensor? w_hr, Tensor? peephole, Tensor h0, "
+      "Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, bool save) "
       "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells)");
-  // The same, with gates_x in the first planes of a buffer [T, B, D, max(G, A), H] that holds what
-  // is saved when it returns.
-  m.def(
-      "recurrence_forward_(str backend, str cell, Tensor(a!) buffer, Tensor? b_ih, Tensor w_hh, "
-      "Tensor? b_hh, Tensor? w_hr, Tensor? peephole, Tensor h0, Tensor? c0, Tensor? lengths, "
-      "Tensor? resets, int[] reverse, bool save) "
-      "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor cells)");
   m.def(
       "recurrence_backward(str backend, str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, "
       "Tensor y, Tensor saved, Tensor cells, Tensor w_hh, Tensor? w_hr, Tensor? peephole, "
       "Tensor h0, Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse) "
       "-> (Tensor dgates_x, Tensor dgates_h, Tensor dh0, Tensor dc0, Tensor dpeephole, "
       "Tensor operand, Tensor dh)");
-  // An uninitialised tensor of that shape, in the memory that suits the device.
-  m.def("workspace(Tensor like, int[] shape) -> Tensor");
   m.def("cpu_instruction_set() -> str");
   // How the cpu backend would share sizes [T, B, D, H, R] among torch's threads: lanes, row slices,
   // unit slices, elements of a vector register.

@@ -28,42 +28,9 @@ from .gradients import (
 
 
 def forward_op(config: Config, loop: LoopInputs, save: bool) -> tuple[Tensor, ...]:
-    """Call the op; returns y, h_n, c_n, saved, cells.
-
-    With `x` in place of `gates_x` the projection is written into a buffer in which the loop then
-    leaves what it saves: neither of the two largest tensors of a layer exists twice.
-    """
+    """Call the op; returns y, h_n, c_n, saved, cells."""
     reverse = [int(r) for r in config.reverse]
-    if loop.gates_x is not None:
-        return torch.ops.bptt.recurrence_forward(
-            config.backend, config.cell, loop.gates_x, *loop[3:], reverse, save
-        )
-    buffer = _project_into_buffer(config, loop.x, loop.w_ih, save)
-    y, h_n, c_n, cells = torch.ops.bptt.recurrence_forward_(
-        config.backend, config.cell, buffer, *loop[3:], reverse, save
-    )
-    if not save or not CELLS[config.cell].saved:
-        buffer = buffer.new_empty(0)
-    return y, h_n, c_n, buffer, cells
-
-
-def _project_into_buffer(config: Config, x: Tensor, w_ih: Tensor, save: bool) -> Tensor:
-    spec = CELLS[config.cell]
-    gates, directions = len(spec.gates), len(config.reverse)
-    planes = max(gates, len(spec.saved)) if save else gates
-    hidden = w_ih.shape[1] // gates
-    # A batch-first caller hands in a transposed view: project what lies contiguous in memory.
-    swap = not x.is_contiguous() and x.transpose(0, 1).is_contiguous()
-    source = x.transpose(0, 1) if swap else x
-    shape = (*source.shape[:2], directions, planes, hidden)
-    buffer = torch.ops.bptt.workspace(x, shape)
-    rows, out = source.flatten(0, 1), buffer.view(-1, directions, planes * hidden)
-    if planes == gates:
-        torch.mm(rows, w_ih.flatten(0, 1).t(), out=out.flatten(1))
-    else:
-        for d in range(directions):
-            torch.mm(rows, w_ih[d].t(), out=out[:, d, : gates * hidden])
-    return buffer.transpose(0, 1) if swap else buffer
+    return torch.ops.bptt.recurrence_forward(config.backend, config.cell, *loop, reverse, save)
 
 
 class Loop(torch.autograd.Function):

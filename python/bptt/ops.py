@@ -72,8 +72,8 @@ def recurrence(
     needs_grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in loop[1:10]
     )
-    if torch.compiler.is_compiling() or functorch:
-        # The projection stays outside: a compiler can fuse around it, vmap knows how to batch it.
+    if functorch:
+        # The projection stays outside of the op: vmap knows how to batch it.
         loop = loop._replace(gates_x=project(x, w_ih, cell), x=None, w_ih=None)
     if functorch or (needs_grad and not torch.compiler.is_compiling()):
         outputs = Loop.apply(config, *loop)
@@ -119,36 +119,24 @@ def _state_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _fake_outputs(
-    cell: str, gates_x: Tensor, h0: Tensor, save: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    steps, batch, directions, _, hidden = gates_x.shape
+def _fake_forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
+    loop, save = LoopInputs(*rest[:12]), rest[13]
     spec = CELLS[cell]
-    wide = _state_dtype(gates_x.dtype)
-    new = gates_x.new_empty
+    lead = loop.x if loop.gates_x is None else loop.gates_x
+    steps, batch = lead.shape[:2]
+    directions, rows, state = loop.w_hh.shape
+    hidden = rows // len(spec.gates)
+    wide = _state_dtype(lead.dtype)
+    new = lead.new_empty
+    kept = save and bool(spec.saved)
+    cells = save and spec.has_cell_state
     return (
-        new(steps, batch, directions, h0.shape[-1]),
-        new(h0.shape),
+        new(steps, batch, directions, state),
+        new(directions, batch, state),
         new(directions, batch, hidden) if spec.has_cell_state else new(0),
-        new(steps, batch, directions, hidden, dtype=wide)
-        if save and spec.has_cell_state
-        else new(0, dtype=wide),
+        new(steps, batch, directions, len(spec.saved), hidden) if kept else new(0),
+        new((steps, batch, directions, hidden) if cells else (0,), dtype=wide),
     )
-
-
-def _fake_forward(
-    backend: str, cell: str, gates_x: Tensor, *rest: Any
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    h0, save = rest[5], rest[-1]
-    y, h_n, c_n, cells = _fake_outputs(cell, gates_x, h0, save)
-    steps, batch, directions, _, hidden = gates_x.shape
-    planes = len(CELLS[cell].saved) if save else 0
-    shape = (steps, batch, directions, planes, hidden) if planes else (0,)
-    return y, h_n, c_n, gates_x.new_empty(shape), cells
-
-
-def _fake_forward_inplace(backend: str, cell: str, buffer: Tensor, *rest: Any) -> Any:
-    return _fake_outputs(cell, buffer, rest[5], rest[-1])
 
 
 def _fake_backward(
@@ -189,36 +177,34 @@ def _fake_backward(
 
 
 def _setup_compiled(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    backend, cell, _, *tensors, reverse, _ = inputs
+    backend, cell, *tensors, reverse, _ = inputs
     ctx.config = Config(backend, cell, tuple(bool(r) for r in reverse))
     ctx.set_materialize_grads(False)
     y, _, _, saved, cells = output
-    ctx.save_for_backward(*tensors, y, saved, cells)
+    # Of gates_x only its shape matters, and y has that; it is as large as all that is saved.
+    ctx.save_for_backward(*tensors[1:], y, saved, cells)
 
 
 def _compiled_backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, *_: Any) -> tuple[Any, ...]:
     *tensors, y, saved, cells = ctx.saved_tensors
-    loop = LoopInputs(None, None, None, *tensors)
-    names = ("gates_x", *LoopInputs._fields[3:])
+    loop = LoopInputs(None, *tensors)
     needed = [
         name
-        for name, need in zip(names, ctx.needs_input_grad[2:], strict=False)
+        for name, need in zip(LoopInputs._fields, ctx.needs_input_grad[2:], strict=False)
         if need and name in DIFFERENTIABLE
     ]
     douts = (dy, dh_n, dc_n if CELLS[ctx.config.cell].has_cell_state else None)
     if all(d is None for d in douts):
-        return (None,) * 14
+        return (None,) * 16
     grads = loop_gradients(ctx.config, 1, needed, douts, loop, (y, saved, cells))
     named = {n: g.squeeze(0) if n in WEIGHTS else g for n, g in grads.items()}
-    return (None, None, *(named.get(name) for name in names), None, None)
+    return (None, None, *(named.get(name) for name in LoopInputs._fields), None, None)
 
 
 def _register() -> None:
     library = torch.library
     library.register_fake("bptt::recurrence_forward", _fake_forward)
-    library.register_fake("bptt::recurrence_forward_", _fake_forward_inplace)
     library.register_fake("bptt::recurrence_backward", _fake_backward)
-    library.register_fake("bptt::workspace", lambda like, shape: like.new_empty(shape))
     library.register_autograd(
         "bptt::recurrence_forward", _compiled_backward, setup_context=_setup_compiled
     )

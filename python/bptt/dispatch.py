@@ -112,7 +112,10 @@ AUTO = "auto"
 
 
 class _Forced(threading.local):
-    name: str = AUTO
+    # Set per thread, not as a class attribute: that is what Dynamo puts a guard on, so that a
+    # compiled call notices when another backend is forced.
+    def __init__(self) -> None:
+        self.name = AUTO
 
 
 def check_backend_name(name: str, source: str) -> str:

@@ -104,7 +104,9 @@ def _transform_levels() -> tuple[bool, bool]:
 def transforms_at_work() -> tuple[str | None, bool]:
     """Why only differentiable operations will do, or None; and whether torch.func is at work."""
     forward_mode, functorch = _transform_levels()
-    if forward_mode:
+    # Reading the level a second time puts Dynamo's guard on it: what was compiled without
+    # forward-mode AD would drop the tangents of dual tensors without a word.
+    if forward_mode or forward_ad._current_level >= 0:
         return "forward-mode AD runs through the differentiable reference loop", functorch
     if functorch and torch.compiler.is_compiling():
         return "torch.func inside torch.compile runs through the reference loop", functorch

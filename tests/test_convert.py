@@ -51,6 +51,7 @@ def test_a_model_goes_there_and_back(model):
     assert report.left == ()
     assert all(type(model.get_submodule(p)).__module__.startswith("bptt.nn") for p in PATHS)
     assert type(model.encoder[0]) is nn.Linear
+    assert "_flat_weights" not in vars(model.rnn)  # it would keep old weights alive
     torch.testing.assert_close(model(X), expected)
     assert all(a is b for a, b in zip(model.parameters(), parameters, strict=True))
     plain.load_state_dict(model.state_dict(), strict=True)

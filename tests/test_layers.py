@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import bptt.nn as ours
-from bptt import functional, ops
+from bptt import checks, functional, ops
 
 T, B, I, H = 7, 3, 5, 4
 PAIRS = {name: (getattr(ours, name), getattr(nn, name)) for name in ("RNN", "GRU", "LSTM")}
@@ -367,13 +367,21 @@ def test_weight_norm(pair, normalise):
 def test_parametrization(pair):
     layer, theirs, _ = pair
 
+    evaluations = []
+
     class Double(nn.Module):
         def forward(self, weight):
+            evaluations.append(weight)
             return 2 * weight
 
     for module in (layer, theirs):
         parametrize.register_parametrization(module, "weight_hh_l0", Double())
     assert_same(layer(X), theirs(X))
+    evaluations.clear()
+    layer.bias_hh_l0 = nn.Parameter(layer.bias_hh_l0.detach().clone())
+    assert not evaluations
+    layer(X)
+    assert len(evaluations) == 1
     # A parametrized torch.nn layer cannot be copied after a conversion; ours can.
     copied = copy.deepcopy(layer.to(torch.float32).to(torch.float64))
     assert_same(copied(X), layer(X))
@@ -750,6 +758,12 @@ def test_autocast_and_extras_compile_into_one_graph(name):
         mine, expected = compiled(x), layer(x)
     assert mine[0].dtype == torch.bfloat16
     assert_same(mine, expected)
+
+
+def test_lengths_nobody_can_read_are_clamped():
+    lengths = torch.tensor([-3, T + 100, 2])
+    within = torch.func.vmap(lambda n: checks.lengths_within("GRU", n, T))(lengths)
+    assert within.tolist() == [0, T, 2]
 
 
 def test_compiled_lengths_out_of_range_are_clamped():

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 import bptt
 from bptt.data import cmudict
 from bptt.demo import __main__ as entry
-from bptt.demo import parity, speed, train
+from bptt.demo import machine, parity, speed, train
 from bptt.demo.app import app
 
 TINY = ["--words", "300", "--hidden", "16", "--batch", "32", "--sample", "20"]
@@ -180,3 +180,21 @@ def test_importing_bptt_needs_none_of_the_demo():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60
     ).stdout
     assert output.strip() == "[]"
+
+
+def test_a_busy_machine_is_told():
+    alone = machine.OtherLoad()
+    alone.busy -= 1e-9
+    assert 0.0 <= alone.share() <= 1.0
+    disturbed = machine.OtherLoad()
+    time.sleep(0.1)
+    disturbed.busy -= 10.0 * machine.cores()  # as if others had run ten seconds on each core
+    assert disturbed.share() == 1.0
+    assert "100% of the processor" in disturbed.warning()
+
+
+def test_a_slow_row_is_cut_short(monkeypatch):
+    monkeypatch.setattr(speed, "_training", lambda *_: time.sleep(0.05))
+    assert speed.measure("GRU", (2, 1, 4), 0.01).rounds == 1
+    monkeypatch.setattr(speed, "_training", lambda *_: None)
+    assert speed.LEAST_ROUNDS < speed.measure("GRU", (2, 1, 4), 1.0).rounds <= speed.MOST_ROUNDS

@@ -37,9 +37,7 @@ def demo(
     epochs: Annotated[
         float, typer.Option(min=0.0, help="Train for so many epochs instead: repeatable.")
     ] = 0.0,
-    seconds: Annotated[
-        float, typer.Option(min=0.0, help="Time for the speed table; each row runs 3 rounds.")
-    ] = 50.0,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for the speed table.")] = 50.0,
     seed: Annotated[int, typer.Option(help="Seed of split, weights and batches.")] = 0,
     cell: Annotated[str, typer.Option(help="gru, lstm or rnn, for the model.")] = "gru",
     hidden: Annotated[int, typer.Option(min=2, help="The model's hidden size.")] = 256,

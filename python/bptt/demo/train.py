@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from ..data import Padded, Vocabulary, cmudict, pad, similar_lengths
 from ..data.vocabulary import END, PAD, START
 from ..models import Seq2Seq, score
+from .machine import OtherLoad
 
 LONGEST = 40  # phonemes; the dictionary's longest word has 28
 DECODE_BATCH = 512
@@ -221,11 +222,15 @@ def section(console: Console, settings: Settings) -> bool:
         f"Model: bidirectional {settings.cell.upper()} encoder, {settings.cell.upper()} decoder "
         f"with attention, {size / 1e3:.0f} k parameters."
     )
+    others = OtherLoad()
     schedule = fit(model, corpus, settings, console)
     console.print(
         f"Trained for {schedule.elapsed:.0f} s: {schedule.seen / len(corpus):.2f} passes, "
         f"{schedule.seen / schedule.elapsed:.0f} words/s."
     )
+    warning = others.warning()
+    if warning:
+        console.print(warning)
     words = list(corpus.held_out)[: settings.sample]
     said = transcribe(model, corpus, words)
     console.print(_examples(corpus, words, said))

@@ -79,7 +79,9 @@ def test_a_layer_itself(kind):
     x = X if kind in KINDS[:3] else X[0]
     torch.testing.assert_close(swapped(x), original(x))
     assert type(to_torch(swapped)) is getattr(nn, kind)
-    assert type(to_torch(getattr(ours, kind)(I, H))) is getattr(nn, kind)
+    built = to_torch(getattr(ours, kind)(I, H))
+    assert type(built) is getattr(nn, kind)
+    assert vars(built).keys() == vars(getattr(nn, kind)(I, H)).keys()
 
 
 def test_one_line_training_continues_with_the_same_optimizer(model):

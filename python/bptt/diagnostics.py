@@ -73,6 +73,8 @@ def explain(layer: nn.Module, input: Tensor | PackedSequence) -> Explanation:
         raise TypeError(
             f"bptt.explain: input must be a tensor or PackedSequence, got {type(input).__name__}"
         )
+    if not isinstance(layer, nn.RNNBase):
+        return _explain_cell(cell)
     dtype = stack.autocast_dtype(x.device.type) or x.dtype
     problem = dispatch.Problem(cell, x.device.type, dtype, transforms_at_work()[0])
     backend = dispatch.choose(problem)
@@ -86,6 +88,18 @@ def explain(layer: nn.Module, input: Tensor | PackedSequence) -> Explanation:
     }
     return Explanation(
         cell, backend, forced, _kernel(backend, layer, cell, input, dtype), others, _TRANSFORMS
+    )
+
+
+def _explain_cell(cell: str) -> Explanation:
+    reason = "a single step has no loop to fuse, so cells take this way whatever is forced"
+    return Explanation(
+        cell,
+        "reference",
+        False,
+        "the equations of one step as a dozen PyTorch operations",
+        {name: reason for name in dispatch.ORDER if name != "reference"},
+        "every transform of PyTorch works on these operations",
     )
 
 
@@ -117,8 +131,6 @@ def _kernel(backend: str, layer: Any, cell: str, input: Any, dtype: torch.dtype)
 def _sizes(layer: Any, input: Any) -> tuple[int, int, int, int, int]:
     """T, B, D, H and R of one layer of the call."""
     hidden = layer.hidden_size
-    if not isinstance(layer, nn.RNNBase):
-        return 1, 1 if input.dim() == 1 else input.shape[0], 1, hidden, hidden
     if isinstance(input, PackedSequence):
         steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
     elif input.dim() == 2:

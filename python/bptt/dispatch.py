@@ -111,11 +111,14 @@ ORDER = tuple(_BACKENDS)
 AUTO = "auto"
 
 
+_ENVIRONMENT = os.environ.get("BPTT_BACKEND", AUTO) or AUTO
+
+
 class _Forced(threading.local):
     # Set per thread, not as a class attribute: that is what Dynamo puts a guard on, so that a
     # compiled call notices when another backend is forced.
     def __init__(self) -> None:
-        self.name = AUTO
+        self.name = _ENVIRONMENT
 
 
 def check_backend_name(name: str, source: str) -> str:
@@ -136,15 +139,12 @@ def check_backend_name(name: str, source: str) -> str:
     return name
 
 
-_ENVIRONMENT = os.environ.get("BPTT_BACKEND", AUTO) or AUTO
 _forced = _Forced()
 
 
 def forced_backend() -> str:
     """The backend forced on this thread, by `backend(...)` or BPTT_BACKEND, or "auto"."""
-    if _forced.name != AUTO:
-        return _forced.name
-    return _ENVIRONMENT
+    return _forced.name
 
 
 @contextmanager
@@ -209,7 +209,8 @@ def reasons(problem: Problem) -> dict[str, str]:
     """Say for each backend why it would not run the problem; an empty string where it would."""
     answer = {}
     for name, entry in _BACKENDS.items():
-        answer[name] = entry.absent() or entry.supports(problem) or ""
+        against = entry.absent() or entry.supports(problem) or ""
+        answer[name] = against.removeprefix(f"{name}: ")
     return answer
 
 

@@ -61,23 +61,34 @@ class BackwardLoop {
       if (projected_) {
         for_rows(m_.first, [&](int64_t b, int64_t u, int n) { gather_projected(b, u, n); });
         part_.meet_slice();
-        multiply(m_.projection, part_, part_.rows, m_.dprojected, m_.state_stride,
-                 [&](int64_t b, int64_t u, int n, const T* dm) { cell(b, u, n, load(dm)); });
+        multiply(m_.projection, part_, part_.rows, m_.dprojected, m_.state_stride, masks_.none(),
+                 [&](auto rows, const Block<T>& block) {
+                   constexpr int N = rows.value;
+                   cell<N>(block.row, block.unit, block.count,
+                           load_rows<N>(block.product, block.stride, kLanes));
+                 });
       } else {
-        for_rows(m_.first, [&](int64_t b, int64_t u, int n) { cell(b, u, n, dhidden(b, u, n)); });
+        for_row_groups(part_.rows, masks_.none(), [&](auto rows, int64_t b) {
+          for_blocks(m_.first, part_.plan.unit_slices, part_.unit_slice, [&](int64_t u, int n) {
+            cell<rows.value>(b, u, n, dhidden<rows.value>(b, u, n));
+          });
+        });
       }
       part_.meet_slice();
       if constexpr (Cell::kStages == 2) {
-        multiply(m_.second, part_, part_.rows, dgates_ + kFirstGates * s_.hidden, kGates * s_.hidden,
-                 [&](int64_t b, int64_t u, int n, const T* doperand) {
-                   cell_first(b, u, n, load(doperand));
+        multiply(m_.second, part_, part_.rows, dgates_ + kFirstGates * s_.hidden,
+                 kGates * s_.hidden, masks_.none(), [&](auto rows, const Block<T>& block) {
+                   constexpr int N = rows.value;
+                   cell_first<N>(block.row, block.unit, block.count,
+                                 load_rows<N>(block.product, block.stride, kLanes));
                  });
         part_.meet_slice();
       }
-      multiply(m_.first, part_, part_.rows, dgates_, kGates * s_.hidden,
-               [&](int64_t b, int64_t u, int, const T* product) {
-                 T* at = m_.dhidden + b * m_.state_stride + u;
-                 store(at, masks_.clears(t_, b) ? V(T(0)) : load(at) + load(product));
+      multiply(m_.first, part_, part_.rows, dgates_, kGates * s_.hidden, false,
+               [&](auto, const Block<T>& block) {
+                 T* at = m_.dhidden + block.row * m_.state_stride + block.unit;
+                 const bool clears = masks_.clears(t_, block.row);
+                 store(at, clears ? V(T(0)) : load(at) + load(block.product));
                });
     }
     finish();
@@ -123,6 +134,7 @@ class BackwardLoop {
       for_rows(unit_blocks(), [&](int64_t b, int64_t u, int n) {
         const int64_t from = (d_ * s_.batch + b) * s_.hidden + u;
         store(m_.dcell + b * m_.unit_stride + u, load_or_zero(as_storage(p_.dc_n), from, n));
+#pragma GCC unroll 4
         for (int k = 0; k < Cell::kPeep; ++k) store(dpeephole(b, k, u), V(T(0)), n);
       });
     }
@@ -147,103 +159,137 @@ class BackwardLoop {
   }
 
   // Gradient of the hidden state of this step: from the steps after it and from the output.
-  V dhidden(int64_t b, int64_t u, int n) const {
-    const V later = load(m_.dhidden + b * m_.state_stride + u);
-    if (p_.dy == nullptr || !masks_.active(t_, b)) return later;
-    return later + load(as_storage(p_.dy) + row(b) * s_.state + u, n);
+  template <int N>
+  Rows<T, N> dhidden(int64_t b, int64_t u, int n) const {
+    const Rows<T, N> later =
+        load_rows<N>(m_.dhidden + b * m_.state_stride + u, m_.state_stride, kLanes);
+    if (p_.dy == nullptr || (N == 1 && !masks_.active(t_, b))) return later;
+    const S* dy = as_storage(p_.dy) + row(b) * s_.state + u;
+    return later + load_rows<N>(dy, s_.directions * s_.state, n);
   }
 
   void gather_projected(int64_t b, int64_t u, int n) {
     const bool active = masks_.active(t_, b);
-    const V dh = active ? dhidden(b, u, n) : V(T(0));
+    const V dh = active ? dhidden<1>(b, u, n).row[0] : V(T(0));
     store(m_.dprojected + b * m_.state_stride + u, dh);
     store(static_cast<S*>(p_.dh) + row(b) * s_.state + u, dh, n);
     if (active) store(m_.dhidden + b * m_.state_stride + u, V(T(0)));
   }
 
+  // In what follows, N rows are one unless no row is masked, so only single rows look at the masks.
+
   // States that entered the step. The hidden state is only read where the cell is not projected.
-  void load_previous(int64_t b, int64_t u, int n, V* prev) const {
+  template <int N>
+  void load_previous(int64_t b, int64_t u, int n, Rows<T, N>* prev) const {
     const bool backwards = p_.in.reverse[d_];
     const bool at_start = backwards ? t_ + 1 >= masks_.length(b) : t_ == 0;
     const int64_t before = ((t_ + (backwards ? 1 : -1)) * s_.batch + b) * s_.directions + d_;
     const int64_t initial = d_ * s_.batch + b;
-    for (int k = 0; k < Cell::kStates; ++k) prev[k] = V(T(0));
-    if (masks_.clears(t_, b)) return;
+#pragma GCC unroll 4
+    for (int k = 0; k < Cell::kStates; ++k) prev[k] = Rows<T, N>(0);
+    if (N == 1 && masks_.clears(t_, b)) return;
     if (!projected_) {
-      const S* h = at_start ? as_storage(p_.in.h0) + initial * s_.state
-                            : as_storage(p_.y) + before * s_.state;
-      prev[0] = load(h + u, n);
+      prev[0] = at_start ? load_rows<N>(as_storage(p_.in.h0) + initial * s_.state + u, s_.state, n)
+                         : load_rows<N>(as_storage(p_.y) + before * s_.state + u,
+                                        s_.directions * s_.state, n);
     }
     if constexpr (Cell::kStates == 2) {
+      const T* cells = static_cast<const T*>(p_.cells);
       prev[1] = at_start
-                    ? load(as_storage(p_.in.c0) + initial * s_.hidden + u, n)
-                    : load(static_cast<const T*>(p_.cells) + before * s_.hidden + u, n);
+                    ? load_rows<N>(as_storage(p_.in.c0) + initial * s_.hidden + u, s_.hidden, n)
+                    : load_rows<N>(cells + before * s_.hidden + u, s_.directions * s_.hidden, n);
     }
   }
 
-  void load_saved(int64_t b, int64_t u, int n, V* kept) const {
+  template <int N>
+  void load_saved(int64_t b, int64_t u, int n, Rows<T, N>* kept) const {
     const Strides& by = p_.saved_strides;
     const S* from = as_storage(p_.saved) + t_ * by.step + b * by.row + d_ * by.direction + u;
-    for (int a = 0; a < Cell::kSaved; ++a) kept[a] = load(from + a * s_.hidden, n);
+#pragma GCC unroll 4
+    for (int a = 0; a < Cell::kSaved; ++a) {
+      kept[a] = load_rows<N>(from + a * s_.hidden, by.row, n);
+    }
   }
 
-  void store_dgate(int g, int64_t b, int64_t u, int n, V dgate_x, V dgate_h) {
+  template <int N>
+  void store_dgate(int g, int64_t b, int64_t u, int n, Rows<T, N> dgate_x, Rows<T, N> dgate_h) {
+    const int64_t width = kGates * s_.hidden, stride = s_.directions * width;
     const int64_t to = (row(b) * kGates + g) * s_.hidden + u;
-    store(static_cast<S*>(p_.dgates_x) + to, dgate_x, n);
-    if constexpr (!Cell::kSharedGates) store(static_cast<S*>(p_.dgates_h) + to, dgate_h, n);
-    store(dgates_ + (b * kGates + g) * s_.hidden + u, dgate_h, n);
+    store_rows<N>(static_cast<S*>(p_.dgates_x) + to, stride, dgate_x, n);
+    if constexpr (!Cell::kSharedGates) {
+      store_rows<N>(static_cast<S*>(p_.dgates_h) + to, stride, dgate_h, n);
+    }
+    store_rows<N>(dgates_ + (b * kGates + g) * s_.hidden + u, width, dgate_h, n);
   }
 
-  // A vector of units of one row; dh is the whole gradient of the cell's output.
-  void cell(int64_t b, int64_t u, int n, V dh) {
-    if (!masks_.active(t_, b)) {
-      for (int g = 0; g < kGates; ++g) store_dgate(g, b, u, n, V(T(0)), V(T(0)));
-      if (p_.operand != nullptr) store(operand(b, u), V(T(0)), n);
+  // A block of units; dh is the whole gradient of the cell's output.
+  template <int N>
+  void cell(int64_t b, int64_t u, int n, Rows<T, N> dh) {
+    using R = Rows<T, N>;
+    if (N == 1 && !masks_.active(t_, b)) {
+      for (int g = 0; g < kGates; ++g) store_dgate<N>(g, b, u, n, R(0), R(0));
+      if (p_.operand != nullptr) store_operand<N>(b, u, n, R(0));
       return;
     }
-    V prev[Cell::kStates], states[Cell::kStates], dstates[Cell::kStates];
-    V kept[Cell::kSaved + 1], peep[Cell::kPeep + 1], dpeep[Cell::kPeep + 1];
-    V dgates_x[kGates], dgates_h[kGates];
-    load_previous(b, u, n, prev);
-    load_saved(b, u, n, kept);
-    if (!projected_) states[0] = load(as_storage(p_.y) + row(b) * s_.state + u, n);
+    R prev[Cell::kStates], states[Cell::kStates], dstates[Cell::kStates];
+    R kept[Cell::kSaved + 1], peep[Cell::kPeep + 1], dpeep[Cell::kPeep + 1];
+    R dgates_x[kGates], dgates_h[kGates];
+    load_previous<N>(b, u, n, prev);
+    load_saved<N>(b, u, n, kept);
+    states[0] = projected_ ? R(0)
+                           : load_rows<N>(as_storage(p_.y) + row(b) * s_.state + u,
+                                          s_.directions * s_.state, n);
     dstates[0] = dh;
     T* dcell = m_.dcell + b * m_.unit_stride + u;
     if constexpr (Cell::kStates == 2) {
-      states[1] = load(static_cast<const T*>(p_.cells) + row(b) * s_.hidden + u, n);
-      dstates[1] = load(dcell);
+      states[1] = load_rows<N>(static_cast<const T*>(p_.cells) + row(b) * s_.hidden + u,
+                               s_.directions * s_.hidden, n);
+      dstates[1] = load_rows<N>(dcell, m_.unit_stride, kLanes);
     }
+    const int64_t peep_stride = s_.directions * Cell::kPeep * s_.hidden;
+#pragma GCC unroll 4
     for (int k = 0; k < Cell::kPeep; ++k) {
-      peep[k] = load(as_storage(p_.in.peephole) + (d_ * Cell::kPeep + k) * s_.hidden + u, n);
-      dpeep[k] = load(dpeephole(b, k, u), n);
+      peep[k] = R(load(as_storage(p_.in.peephole) + (d_ * Cell::kPeep + k) * s_.hidden + u, n));
+      dpeep[k] = load_rows<N>(dpeephole(b, k, u), peep_stride, n);
     }
     Cell::backward(kept, prev, states, peep, dstates, dgates_x, dgates_h, dpeep);
-    for (int k = 0; k < Cell::kPeep; ++k) store(dpeephole(b, k, u), dpeep[k], n);
-    for (int g = 0; g < kGates; ++g) store_dgate(g, b, u, n, dgates_x[g], dgates_h[g]);
+#pragma GCC unroll 4
+    for (int k = 0; k < Cell::kPeep; ++k) {
+      store_rows<N>(dpeephole(b, k, u), peep_stride, dpeep[k], n);
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < kGates; ++g) store_dgate<N>(g, b, u, n, dgates_x[g], dgates_h[g]);
     if constexpr (Cell::kStates == 2) {
-      store(dcell, masks_.clears(t_, b) ? V(T(0)) : dstates[1]);
+      const bool clears = N == 1 && masks_.clears(t_, b);
+      store_rows<N>(dcell, m_.unit_stride, clears ? R(0) : dstates[1], kLanes);
     }
-    if (!projected_) store(m_.dhidden + b * m_.state_stride + u, dstates[0]);
+    if (!projected_) {
+      store_rows<N>(m_.dhidden + b * m_.state_stride + u, m_.state_stride, dstates[0], kLanes);
+    }
     if constexpr (Cell::kStages == 2 || Cell::kStates == 2) {
-      if (p_.operand != nullptr) store(operand(b, u), Cell::operand(kept, prev, states), n);
+      if (p_.operand != nullptr) store_operand<N>(b, u, n, Cell::operand(kept, prev, states));
     }
   }
 
-  void cell_first(int64_t b, int64_t u, int n, V doperand) {
-    if (!masks_.active(t_, b)) return;
-    V prev[Cell::kStates], dstates[Cell::kStates], kept[Cell::kSaved + 1];
-    V dgates_x[kGates], dgates_h[kGates];
-    load_previous(b, u, n, prev);
-    load_saved(b, u, n, kept);
+  template <int N>
+  void cell_first(int64_t b, int64_t u, int n, Rows<T, N> doperand) {
+    using R = Rows<T, N>;
+    if (N == 1 && !masks_.active(t_, b)) return;
+    R prev[Cell::kStates], dstates[Cell::kStates], kept[Cell::kSaved + 1];
+    R dgates_x[kGates], dgates_h[kGates];
+    load_previous<N>(b, u, n, prev);
+    load_saved<N>(b, u, n, kept);
     T* at = m_.dhidden + b * m_.state_stride + u;
-    dstates[0] = load(at);
+    dstates[0] = load_rows<N>(at, m_.state_stride, kLanes);
     Cell::backward_first(kept, prev, doperand, dstates, dgates_x, dgates_h);
-    store_dgate(0, b, u, n, dgates_x[0], dgates_h[0]);
-    store(at, dstates[0]);
+    store_dgate<N>(0, b, u, n, dgates_x[0], dgates_h[0]);
+    store_rows<N>(at, m_.state_stride, dstates[0], kLanes);
   }
 
-  S* operand(int64_t b, int64_t u) const {
-    return static_cast<S*>(p_.operand) + row(b) * s_.hidden + u;
+  template <int N>
+  void store_operand(int64_t b, int64_t u, int n, Rows<T, N> value) {
+    S* to = static_cast<S*>(p_.operand) + row(b) * s_.hidden + u;
+    store_rows<N>(to, s_.directions * s_.hidden, value, n);
   }
 
   const BackwardParams p_;

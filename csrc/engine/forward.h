@@ -80,21 +80,17 @@ class ForwardLoop {
       next_t_ = time(s + 1);
       read_ = m_.hidden[s % 2];
       write_ = m_.hidden[(s + 1) % 2];
-      multiply(m_.first, part_, part_.rows, read_, m_.state_stride,
-               [&](int64_t b, int64_t u, int n, const T* product) { first(b, u, n, product); });
+      multiply(m_.first, part_, part_.rows, read_, m_.state_stride, masks_.none(),
+               [&](auto rows, const Block<T>& block) { first<rows.value>(block); });
       if constexpr (Cell::kStages == 2) {
         part_.meet_slice();
-        multiply(m_.second, part_, part_.rows, m_.operand, m_.unit_stride,
-                 [&](int64_t b, int64_t u, int n, const T* product) { second(b, u, n, product); });
+        multiply(m_.second, part_, part_.rows, m_.operand, m_.unit_stride, masks_.none(),
+                 [&](auto rows, const Block<T>& block) { second<rows.value>(block); });
       }
       if (projected_) {
         part_.meet_slice();
-        multiply(m_.projection, part_, part_.rows, m_.operand, m_.unit_stride,
-                 [&](int64_t b, int64_t u, int n, const T* product) {
-                   V h = load(product);
-                   if (!masks_.active(t_, b)) h = load(read_ + b * m_.state_stride + u);
-                   emit_hidden(b, u, n, h);
-                 });
+        multiply(m_.projection, part_, part_.rows, m_.operand, m_.unit_stride, masks_.none(),
+                 [&](auto rows, const Block<T>& block) { projected<rows.value>(block); });
       }
       part_.meet_slice();
     }
@@ -199,118 +195,182 @@ class ForwardLoop {
       }
     }
     part_.meet_slice();
-    multiply(m_.input, part_, {0, count * height}, x, s_.inputs,
-             [&](int64_t r, int64_t u, int n, const T* product) {
-               S* to = gates_row(s + r / height, part_.rows.begin + r % height) + u;
+    multiply(m_.input, part_, {0, count * height}, x, s_.inputs, false,
+             [&](auto, const Block<T>& block) {
+               const int64_t r = block.row;
+               S* to = gates_row(s + r / height, part_.rows.begin + r % height) + block.unit;
+#pragma GCC unroll 4
                for (int g = 0; g < kGates; ++g) {
-                 store(to + g * s_.hidden, load(product + g * kLanes), n);
+                 store(to + g * s_.hidden, load(block.product + g * kLanes), block.count);
                }
              });
     // With two products a step, its gates are read by other workers than those who wrote them.
     if constexpr (Cell::kStages == 2) part_.meet_slice();
   }
 
-  void load_gates_x(int64_t b, int64_t u, int n, V* gates_x) const {
-    const S* from = gates_row(step_, b) + u;
+  // Elements between the gates of one row and those of the next.
+  int64_t gates_row_stride() const {
+    if (p_.gates_x != nullptr) return p_.gates_x_strides.row;
+    return saves_gates(p_) ? p_.saved_strides.row : kGates * s_.hidden;
+  }
+
+  // In what follows, N rows are one unless no row is masked, so only single rows look at the masks.
+
+  template <int N>
+  void load_gates_x(const Block<T>& block, Rows<T, N>* gates_x) const {
+    const S* from = gates_row(step_, block.row) + block.unit;
+#pragma GCC unroll 4
     for (int g = 0; g < kGates; ++g) {
-      gates_x[g] = load(from + g * s_.hidden, n);
-      if (p_.b_ih == nullptr) continue;
-      const S* bias = as_storage(p_.b_ih) + (d_ * kGates + g) * s_.hidden + u;
-      gates_x[g] = gates_x[g] + load(bias, n);
+      gates_x[g] = load_rows<N>(from + g * s_.hidden, gates_row_stride(), block.count);
+      if (p_.b_ih != nullptr) gates_x[g] = gates_x[g] + bias<N>(p_.b_ih, g, block);
     }
   }
 
-  void load_gates_h(const T* product, int first, int count, int64_t u, int n, V* gates_h) const {
+  template <int N>
+  void load_gates_h(const Block<T>& block, int first, int count, Rows<T, N>* gates_h) const {
+#pragma GCC unroll 4
     for (int g = 0; g < count; ++g) {
-      gates_h[first + g] = load(product + g * kLanes);
+      const T* from = block.product + g * kLanes;
+      gates_h[first + g] = load_rows<N>(from, block.stride, kLanes);
       if (p_.b_hh == nullptr) continue;
-      const S* bias = as_storage(p_.b_hh) + (d_ * kGates + first + g) * s_.hidden + u;
-      gates_h[first + g] = gates_h[first + g] + load(bias, n);
+      gates_h[first + g] = gates_h[first + g] + bias<N>(p_.b_hh, first + g, block);
     }
   }
 
-  void load_states(int64_t b, int64_t u, V* states) const {
-    // A projected cell's output has another width than the hidden state, and does not look at it.
-    states[0] = projected_ ? V(T(0)) : load(read_ + b * m_.state_stride + u);
-    if constexpr (Cell::kStates == 2) states[1] = load(m_.cell + b * m_.unit_stride + u);
+  template <int N>
+  Rows<T, N> bias(const void* biases, int g, const Block<T>& block) const {
+    const S* from = as_storage(biases) + (d_ * kGates + g) * s_.hidden + block.unit;
+    return Rows<T, N>(load(from, block.count));
   }
 
-  // A vector of units of one row, with all the gates of the first product.
-  void first(int64_t b, int64_t u, int n, const T* product) {
-    V gates_x[kGates], gates_h[kGates], prev[Cell::kStates], next[Cell::kStates];
-    V peep[Cell::kPeep + 1], kept[Cell::kSaved + 1];
-    load_states(b, u, prev);
-    const int64_t at = b * m_.unit_stride + u;
-    if (!masks_.active(t_, b)) {
+  template <int N>
+  void load_states(const Block<T>& block, Rows<T, N>* states) const {
+    const int64_t b = block.row, u = block.unit;
+    // A projected cell's output has another width than the hidden state, and does not look at it.
+    states[0] = projected_ ? Rows<T, N>(0)
+                           : load_rows<N>(read_ + b * m_.state_stride + u, m_.state_stride, kLanes);
+    if constexpr (Cell::kStates == 2) {
+      states[1] = load_rows<N>(m_.cell + b * m_.unit_stride + u, m_.unit_stride, kLanes);
+    }
+  }
+
+  // What the first product of a step leads to: the whole cell, or the operand of a second product.
+  template <int N>
+  void first(const Block<T>& block) {
+    using R = Rows<T, N>;
+    R gates_x[kGates], gates_h[kGates], prev[Cell::kStates], next[Cell::kStates];
+    R peep[Cell::kPeep + 1], kept[Cell::kSaved + 1];
+    load_states<N>(block, prev);
+    const int64_t at = block.row * m_.unit_stride + block.unit;
+    if (N == 1 && !masks_.active(t_, block.row)) {
       if constexpr (Cell::kStages == 2) {
-        store(m_.operand + at, V(T(0)));
+        store_rows<N>(m_.operand + at, m_.unit_stride, R(0), kLanes);
       } else {
-        for (V& value : kept) value = V(T(0));
-        leave_step(b, u, n, prev, kept);
+        hold<N>(block, prev);
       }
       return;
     }
-    load_gates_x(b, u, n, gates_x);
-    load_gates_h(product, 0, kFirstGates, u, n, gates_h);
+    load_gates_x<N>(block, gates_x);
+    load_gates_h<N>(block, 0, kFirstGates, gates_h);
     if constexpr (Cell::kStages == 2) {
-      store(m_.operand + at, Cell::first(gates_x, gates_h, prev, kept));
+      const R operand = Cell::first(gates_x, gates_h, prev, kept);
+      store_rows<N>(m_.operand + at, m_.unit_stride, operand, kLanes);
+#pragma GCC unroll 4
       for (int a = 0; a < Cell::kSaved; ++a) {
-        store(m_.partial + (b * Cell::kSaved + a) * m_.unit_stride + u, kept[a]);
+        store_rows<N>(partial(block, a), Cell::kSaved * m_.unit_stride, kept[a], kLanes);
       }
     } else {
+#pragma GCC unroll 4
       for (int k = 0; k < Cell::kPeep; ++k) {
-        peep[k] = load(as_storage(p_.in.peephole) + (d_ * Cell::kPeep + k) * s_.hidden + u, n);
+        const int64_t plane = d_ * Cell::kPeep + k;
+        peep[k] = R(load(as_storage(p_.in.peephole) + plane * s_.hidden + block.unit, block.count));
       }
       Cell::forward(gates_x, gates_h, prev, peep, next, kept);
-      leave_step(b, u, n, next, kept);
+      leave_step<N>(block, next, kept);
     }
   }
 
-  void second(int64_t b, int64_t u, int n, const T* product) {
-    V gates_x[kGates], gates_h[kGates], prev[Cell::kStates], next[Cell::kStates];
-    V kept[Cell::kSaved];
-    load_states(b, u, prev);
-    if (!masks_.active(t_, b)) {
-      for (V& value : kept) value = V(T(0));
-      leave_step(b, u, n, prev, kept);
+  T* partial(const Block<T>& block, int a) const {
+    return m_.partial + (block.row * Cell::kSaved + a) * m_.unit_stride + block.unit;
+  }
+
+  template <int N>
+  void second(const Block<T>& block) {
+    using R = Rows<T, N>;
+    R gates_x[kGates], gates_h[kGates], prev[Cell::kStates], next[Cell::kStates];
+    R kept[Cell::kSaved];
+    load_states<N>(block, prev);
+    if (N == 1 && !masks_.active(t_, block.row)) {
+      hold<N>(block, prev);
       return;
     }
-    load_gates_x(b, u, n, gates_x);
-    load_gates_h(product, kFirstGates, 1, u, n, gates_h);
+    load_gates_x<N>(block, gates_x);
+    load_gates_h<N>(block, kFirstGates, 1, gates_h);
+#pragma GCC unroll 4
     for (int a = 0; a < Cell::kSaved; ++a) {
-      kept[a] = load(m_.partial + (b * Cell::kSaved + a) * m_.unit_stride + u);
+      kept[a] = load_rows<N>(partial(block, a), Cell::kSaved * m_.unit_stride, kLanes);
     }
-    Cell::forward(gates_x, gates_h, prev, static_cast<const V*>(nullptr), next, kept);
-    leave_step(b, u, n, next, kept);
+    Cell::forward(gates_x, gates_h, prev, static_cast<const R*>(nullptr), next, kept);
+    leave_step<N>(block, next, kept);
   }
 
-  void leave_step(int64_t b, int64_t u, int n, const V* states, const V* kept) {
-    const int64_t row = (t_ * s_.batch + b) * s_.directions + d_;
+  // Past its end a row keeps its states and saves zeros.
+  template <int N>
+  void hold(const Block<T>& block, const Rows<T, N>* states) {
+    Rows<T, N> kept[Cell::kSaved + 1];
+    for (Rows<T, N>& value : kept) value = Rows<T, N>(0);
+    leave_step<N>(block, states, kept);
+  }
+
+  template <int N>
+  void leave_step(const Block<T>& block, const Rows<T, N>* states, const Rows<T, N>* kept) {
+    const int64_t b = block.row, u = block.unit;
     if constexpr (Cell::kSaved > 0) {
       if (p_.saved != nullptr) {
         const Strides& by = p_.saved_strides;
         S* to = static_cast<S*>(p_.saved) + t_ * by.step + b * by.row + d_ * by.direction + u;
-        for (int a = 0; a < Cell::kSaved; ++a) store(to + a * s_.hidden, kept[a], n);
+#pragma GCC unroll 4
+        for (int a = 0; a < Cell::kSaved; ++a) {
+          store_rows<N>(to + a * s_.hidden, by.row, kept[a], block.count);
+        }
       }
     }
     if constexpr (Cell::kStates == 2) {
-      if (p_.cells != nullptr) store(static_cast<T*>(p_.cells) + row * s_.hidden + u, states[1], n);
-      const V c = masks_.clears(next_t_, b) ? V(T(0)) : states[1];
-      store(m_.cell + b * m_.unit_stride + u, c);
+      if (p_.cells != nullptr) {
+        T* to = static_cast<T*>(p_.cells) + row(b) * s_.hidden + u;
+        store_rows<N>(to, s_.directions * s_.hidden, states[1], block.count);
+      }
+      const bool clears = N == 1 && masks_.clears(next_t_, b);
+      store_rows<N>(m_.cell + b * m_.unit_stride + u, m_.unit_stride,
+                    clears ? Rows<T, N>(0) : states[1], kLanes);
     }
     if (projected_) {
-      store(m_.operand + b * m_.unit_stride + u, states[0]);
+      store_rows<N>(m_.operand + b * m_.unit_stride + u, m_.unit_stride, states[0], kLanes);
     } else {
-      emit_hidden(b, u, n, states[0]);
+      emit_hidden<N>(block, states[0]);
     }
   }
 
-  void emit_hidden(int64_t b, int64_t u, int n, V h) {
-    const int64_t row = (t_ * s_.batch + b) * s_.directions + d_;
-    const V out = masks_.active(t_, b) ? h : V(T(0));
-    store(static_cast<S*>(p_.y) + row * s_.state + u, out, n);
-    store(write_ + b * m_.state_stride + u, masks_.clears(next_t_, b) ? V(T(0)) : h);
+  template <int N>
+  void projected(const Block<T>& block) {
+    const T* held = read_ + block.row * m_.state_stride + block.unit;
+    const bool active = N > 1 || masks_.active(t_, block.row);
+    emit_hidden<N>(block, active ? load_rows<N>(block.product, block.stride, kLanes)
+                                 : load_rows<N>(held, m_.state_stride, kLanes));
   }
+
+  template <int N>
+  void emit_hidden(const Block<T>& block, Rows<T, N> h) {
+    const int64_t b = block.row, u = block.unit;
+    const bool active = N > 1 || masks_.active(t_, b);
+    const bool clears = N == 1 && masks_.clears(next_t_, b);
+    store_rows<N>(static_cast<S*>(p_.y) + row(b) * s_.state + u, s_.directions * s_.state,
+                  active ? h : Rows<T, N>(0), block.count);
+    store_rows<N>(write_ + b * m_.state_stride + u, m_.state_stride, clears ? Rows<T, N>(0) : h,
+                  kLanes);
+  }
+
+  int64_t row(int64_t b) const { return (t_ * s_.batch + b) * s_.directions + d_; }
 
   const ForwardParams p_;
   const Sizes s_;

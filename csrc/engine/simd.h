@@ -4,6 +4,13 @@
 // internal linkage, or the linker might pick the AVX-512 copy of a function for an older machine.
 #pragma once
 
+#if defined(__AVX2__)
+// GCC 12 warns about its own header wherever that is inlined.
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#include <immintrin.h>
+#endif
+
 #include <cstdint>
 #include <cstring>
 
@@ -156,13 +163,23 @@ template <class T>
 BPTT_INLINE Vec<T> where_positive(Vec<T> y, Vec<T> value) {
   return {y.raw > 0 ? value.raw : typename Vec<T>::Raw{}};
 }
-// Clamps, but lets a NaN through: comparisons with it are false.
+// Clamps, but lets a NaN through: comparisons with it are false, and the instructions below return
+// their second operand.
 template <class T>
 BPTT_INLINE Vec<T> clamp(Vec<T> x, T least, T most) {
   const Vec<T> low(least), high(most);
   const typename Vec<T>::Raw raised = x.raw < low.raw ? low.raw : x.raw;
   return {raised > high.raw ? high.raw : raised};
 }
+#if defined(__AVX512F__)
+BPTT_INLINE Vec<float> clamp(Vec<float> x, float least, float most) {
+  return {_mm512_min_ps(_mm512_set1_ps(most), _mm512_max_ps(_mm512_set1_ps(least), x.raw))};
+}
+#elif defined(__AVX2__)
+BPTT_INLINE Vec<float> clamp(Vec<float> x, float least, float most) {
+  return {_mm256_min_ps(_mm256_set1_ps(most), _mm256_max_ps(_mm256_set1_ps(least), x.raw))};
+}
+#endif
 
 template <class T>
 constexpr T inverse_factorial(int n) {
@@ -198,18 +215,81 @@ BPTT_INLINE Vec<T> exponential(Vec<T> x) {
   return scale + scale * part;
 }
 
-// (1 - e^-2a) / (1 + e^-2a) with a = |x|, written with e^-2a - 1 so that small x lose nothing.
+// With m = e^2x - 1: m / (m + 2). Unlike forms with e^2x itself, small x lose nothing.
 template <class T>
 BPTT_INLINE Vec<T> hyperbolic_tangent(Vec<T> x) {
   using V = Vec<T>;
-  const V magnitude = {x.raw < 0 ? -x.raw : x.raw};
   V scale;
-  const V a = clamp(magnitude, T(0), FloatTraits<T>::kTanhMax);
-  const V part = exponential_parts(a * V(T(-2)), &scale);
-  const V minus_one = scale * part + (scale - V(T(1)));
-  const V result = -minus_one / (V(T(2)) + minus_one);
-  return {x.raw < 0 ? -result.raw : result.raw};
+  const V bounded = clamp(x, -FloatTraits<T>::kTanhMax, FloatTraits<T>::kTanhMax);
+  const V part = exponential_parts(bounded + bounded, &scale);
+  const V m = scale * part + (scale - V(T(1)));
+  return m / (m + V(T(2)));
 }
 
+// The same units of N neighbouring rows. A cell's equations are one long chain of dependent
+// instructions; on two rows at once, two chains fill the gaps of each other.
+template <class T, int N>
+struct Rows {
+  Vec<T> row[N];
+
+  Rows() = default;
+  BPTT_INLINE Rows(Vec<T> same) {
+#pragma GCC unroll 4
+    for (int r = 0; r < N; ++r) row[r] = same;
+  }
+  BPTT_INLINE explicit Rows(T value) : Rows(Vec<T>(value)) {}
+  BPTT_INLINE explicit Rows(int value) : Rows(Vec<T>(value)) {}
+
+  template <class F>
+  BPTT_INLINE static Rows each(F f) {
+    Rows result;
+#pragma GCC unroll 4
+    for (int r = 0; r < N; ++r) result.row[r] = f(r);
+    return result;
+  }
+  friend BPTT_INLINE Rows operator+(Rows a, Rows b) {
+    return each([&](int r) { return a.row[r] + b.row[r]; });
+  }
+  friend BPTT_INLINE Rows operator-(Rows a, Rows b) {
+    return each([&](int r) { return a.row[r] - b.row[r]; });
+  }
+  friend BPTT_INLINE Rows operator*(Rows a, Rows b) {
+    return each([&](int r) { return a.row[r] * b.row[r]; });
+  }
+  friend BPTT_INLINE Rows operator/(Rows a, Rows b) {
+    return each([&](int r) { return a.row[r] / b.row[r]; });
+  }
+  friend BPTT_INLINE Rows operator-(Rows a) {
+    return each([&](int r) { return -a.row[r]; });
+  }
+};
+
+template <class T, int N>
+BPTT_INLINE Rows<T, N> exponential(Rows<T, N> x) {
+  return Rows<T, N>::each([&](int r) { return exponential(x.row[r]); });
+}
+template <class T, int N>
+BPTT_INLINE Rows<T, N> hyperbolic_tangent(Rows<T, N> x) {
+  return Rows<T, N>::each([&](int r) { return hyperbolic_tangent(x.row[r]); });
+}
+template <class T, int N>
+BPTT_INLINE Rows<T, N> rectify(Rows<T, N> x) {
+  return Rows<T, N>::each([&](int r) { return rectify(x.row[r]); });
+}
+template <class T, int N>
+BPTT_INLINE Rows<T, N> where_positive(Rows<T, N> y, Rows<T, N> value) {
+  return Rows<T, N>::each([&](int r) { return where_positive(y.row[r], value.row[r]); });
+}
+
+// n lanes of N rows that lie `stride` elements apart.
+template <int N, class S>
+BPTT_INLINE Rows<Wide<S>, N> load_rows(const S* p, int64_t stride, int n) {
+  return Rows<Wide<S>, N>::each([&](int r) { return load(p + r * stride, n); });
+}
+template <int N, class S>
+BPTT_INLINE void store_rows(S* p, int64_t stride, Rows<Wide<S>, N> v, int n) {
+#pragma GCC unroll 4
+  for (int r = 0; r < N; ++r) store(p + r * stride, v.row[r], n);
+}
 }  // namespace
 }  // namespace bptt

@@ -37,6 +37,7 @@ struct Masks {
   const bool* resets;
   int64_t steps, batch;
 
+  BPTT_INLINE bool none() const { return lengths == nullptr && resets == nullptr; }
   BPTT_INLINE int64_t length(int64_t b) const { return lengths == nullptr ? steps : lengths[b]; }
   BPTT_INLINE bool active(int64_t t, int64_t b) const { return t < length(b); }
   BPTT_INLINE bool clears(int64_t t, int64_t b) const {
@@ -110,23 +111,46 @@ BPTT_INLINE void for_blocks(const Packed<T>& packed, int parts, int index, Body 
   }
 }
 
-// Multiplies `range` of the rows by a worker's panels; consume(row, first_unit, count, product) gets
-// one vector of units per gate.
+template <int N>
+struct RowCount {
+  static constexpr int value = N;
+};
+
+// Calls body(RowCount<N>, row) for every row of the range, two rows at a time where `pairs` allows.
+template <class Body>
+BPTT_INLINE void for_row_groups(Range range, bool pairs, Body body) {
+  int64_t b = range.begin;
+  for (; pairs && b + 2 <= range.end; b += 2) body(RowCount<2>(), b);
+  for (; b < range.end; ++b) body(RowCount<1>(), b);
+}
+
+// The product of some rows and one block of units: a vector per gate, rows `stride` elements apart.
+template <class T>
+struct Block {
+  int64_t row, unit;
+  int count;  // units that exist
+  const T* product;
+  int64_t stride;
+};
+
+// Multiplies `range` of the rows by a worker's panels; consume(RowCount, Block) gets one or, with
+// `pairs`, two rows.
 template <class T, class Consume>
 BPTT_INLINE void multiply(const Packed<T>& weights, const Part& part, Range range, const T* rows,
-                          int64_t row_stride, Consume consume) {
+                          int64_t row_stride, bool pairs, Consume consume) {
   constexpr int lanes = Packed<T>::kLanes;
   for_panels(weights, part.plan.unit_slices, part.unit_slice, [&](int64_t p) {
     multiply_panel(weights, p, rows, row_stride, range.begin, range.end,
                    [&](int64_t first_row, int height, const T* tile, int vectors) {
-                     for (int r = 0; r < height; ++r) {
-                       for (int v = 0; v < vectors; v += weights.gates) {
-                         const int64_t unit = p * weights.panel_units() + v / weights.gates * lanes;
-                         const int64_t left = weights.units - unit;
-                         consume(first_row + r, unit,
-                                 static_cast<int>(left < lanes ? left : lanes),
-                                 tile + (r * vectors + v) * lanes);
-                       }
+                     for (int v = 0; v < vectors; v += weights.gates) {
+                       const int64_t unit = p * weights.panel_units() + v / weights.gates * lanes;
+                       const int64_t left = weights.units - unit;
+                       const int count = static_cast<int>(left < lanes ? left : lanes);
+                       const int64_t stride = vectors * lanes;
+                       for_row_groups({0, height}, pairs, [&](auto rows, int64_t r) {
+                         consume(rows, Block<T>{first_row + r, unit, count,
+                                                tile + r * stride + v * lanes, stride});
+                       });
                      }
                    });
   });

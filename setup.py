@@ -20,6 +20,7 @@ included, have changed. Environment:
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import platform
@@ -27,6 +28,8 @@ import shlex
 import shutil
 import subprocess
 import sysconfig
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -314,6 +317,15 @@ def write_commands() -> dict[str, Path]:
     return built
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Waits while another build of this folder runs: ninja itself does not."""
+    (ROOT / BUILD).mkdir(parents=True, exist_ok=True)
+    with open(ROOT / BUILD / "lock", "w", encoding="utf-8") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def replace_file(source: Path, target: Path) -> None:
     """Copies at once or not at all: a running process may have the old extension mapped."""
     content = source.read_bytes()
@@ -330,17 +342,18 @@ class BuildExtensions(build_ext):
     """Runs ninja and puts what it made where setuptools expects it."""
 
     def run(self) -> None:
-        built = write_commands()
-        if not self.inplace:
-            built.pop("bptt._dev", None)
-        self.extensions = [ext for ext in self.extensions if ext.name in built]
-        jobs = os.environ.get("MAX_JOBS") or str(cores())
-        command = [find_ninja(), "-f", str(BUILD / "build.ninja"), "-j", jobs]
-        done = subprocess.run([*command, *map(str, built.values())], cwd=ROOT, check=False)
-        if done.returncode != 0:
-            raise SystemExit("bptt: compilation failed, see above")
-        for name, path in built.items():
-            replace_file(ROOT / path, Path(self.get_ext_fullpath(name)))
+        with alone():
+            built = write_commands()
+            if not self.inplace:
+                built.pop("bptt._dev", None)
+            self.extensions = [ext for ext in self.extensions if ext.name in built]
+            jobs = os.environ.get("MAX_JOBS") or str(cores())
+            command = [find_ninja(), "-f", str(BUILD / "build.ninja"), "-j", jobs]
+            done = subprocess.run([*command, *map(str, built.values())], cwd=ROOT, check=False)
+            if done.returncode != 0:
+                raise SystemExit("bptt: compilation failed, see above")
+            for name, path in built.items():
+                replace_file(ROOT / path, Path(self.get_ext_fullpath(name)))
 
 
 setup(

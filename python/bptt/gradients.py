@@ -148,7 +148,13 @@ def _outer_sum(rows: Tensor, columns: Tensor, groups: int) -> Tensor:
         )
     # One GEMM per direction on strided views: nothing is copied.
     planes = [_matrix(rows, d).t() @ _matrix(columns, d) for d in range(rows.shape[2])]
-    return torch.stack(planes).unsqueeze(0)
+    return _stacked(planes)
+
+
+def _stacked(planes: list[Tensor]) -> Tensor:
+    """Stack the planes of the directions, with one group before them: [1, D, ...]."""
+    stacked = planes[0].unsqueeze(0) if len(planes) == 1 else torch.stack(planes)
+    return stacked.unsqueeze(0)
 
 
 def _matrix(planes: Tensor, d: int) -> Tensor:
@@ -172,7 +178,7 @@ def _hidden_sum(
             start = rows[(lengths - 1).clamp(min=0), batch, d]  # a length of 0 has zero rows
         initial = start.t() @ h0[d]
         planes.append(torch.addmm(initial, _matrix(later, d).t(), _matrix(earlier, d)))
-    return torch.stack(planes).unsqueeze(0)
+    return _stacked(planes)
 
 
 def _previous_hidden(

@@ -1,0 +1,270 @@
+// bptt._dev: what the tests want to see of the C++ below the ops. Not part of the library.
+//
+// Vectors here are those of the plainest instruction set; the others are tested through the ops.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <chrono>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "../engine/cells_table.h"
+#include "../engine/cpu.h"
+#include "../engine/plan.h"
+#include "../engine/simd.h"
+#include "../engine/team.h"
+
+namespace py = pybind11;
+
+namespace bptt {
+namespace {
+
+using Values = std::vector<double>;
+
+// --- cells --------------------------------------------------------------------------------------
+
+// Calls f.operator()<Cell>() for the cell of that name.
+template <class F>
+auto with_cell(const std::string& name, F f) {
+  const CellTraits* traits = find_cell(name.c_str());
+  if (traits == nullptr) throw std::invalid_argument("unknown cell " + name);
+  switch (traits->kind) {
+    case CellKind::kRnnTanh: return f.template operator()<Rnn<Tanh>>();
+    case CellKind::kRnnRelu: return f.template operator()<Rnn<Relu>>();
+    case CellKind::kRnnSigmoid: return f.template operator()<Rnn<Sigmoid>>();
+    case CellKind::kGru: return f.template operator()<Gru>();
+    case CellKind::kGruResetBefore: return f.template operator()<GruResetBefore>();
+    case CellKind::kLstm: return f.template operator()<Lstm<false>>();
+    case CellKind::kLstmPeephole: return f.template operator()<Lstm<true>>();
+  }
+  throw std::logic_error("no struct for cell " + name);
+}
+
+void check_size(const char* name, const Values& values, int expected) {
+  if (static_cast<int>(values.size()) == expected) return;
+  throw std::invalid_argument(std::string(name) + " must hold " + std::to_string(expected) +
+                              " values, got " + std::to_string(values.size()));
+}
+
+// One time step of a layer of one unit, whose recurrent product is weights[g] * h + bias[g].
+// Returns the new states and what the cell saves.
+std::pair<Values, Values> step_forward(const std::string& name, const Values& gates_x,
+                                       const Values& weights, const Values& bias,
+                                       const Values& states, const Values& peep) {
+  return with_cell(name, [&]<class Cell>() {
+    constexpr int last = Cell::kGates - 1;
+    check_size("gates_x", gates_x, Cell::kGates);
+    check_size("weights", weights, Cell::kGates);
+    check_size("bias", bias, Cell::kGates);
+    check_size("states", states, Cell::kStates);
+    check_size("peep", peep, Cell::kPeep);
+    Values gates_h(Cell::kGates), next(Cell::kStates), saved(Cell::kSaved);
+    for (int g = 0; g < Cell::kGates; ++g) gates_h[g] = weights[g] * states[0] + bias[g];
+    if constexpr (Cell::kStages == 2) {
+      const double operand =
+          Cell::first(gates_x.data(), gates_h.data(), states.data(), saved.data());
+      gates_h[last] = weights[last] * operand + bias[last];
+    }
+    Cell::forward(gates_x.data(), gates_h.data(), states.data(), peep.data(), next.data(),
+                  saved.data());
+    return std::pair(next, saved);
+  });
+}
+
+// The gradient of that step: of gates_x, of bias, of the states before it, and of peep.
+std::tuple<Values, Values, Values, Values> step_backward(const std::string& name,
+                                                         const Values& weights, const Values& saved,
+                                                         const Values& states_prev,
+                                                         const Values& states, const Values& peep,
+                                                         Values dstates) {
+  return with_cell(name, [&]<class Cell>() {
+    constexpr int last = Cell::kGates - 1;
+    check_size("weights", weights, Cell::kGates);
+    check_size("saved", saved, Cell::kSaved);
+    check_size("states_prev", states_prev, Cell::kStates);
+    check_size("states", states, Cell::kStates);
+    check_size("peep", peep, Cell::kPeep);
+    check_size("dstates", dstates, Cell::kStates);
+    Values dgates_x(Cell::kGates), dgates_h(Cell::kGates), dpeep(Cell::kPeep, 0.0);
+    Cell::backward(saved.data(), states_prev.data(), states.data(), peep.data(), dstates.data(),
+                   dgates_x.data(), dgates_h.data(), dpeep.data());
+    int first_gates = Cell::kGates;
+    if constexpr (Cell::kStages == 2) {
+      first_gates = last;
+      Cell::backward_first(saved.data(), states_prev.data(), weights[last] * dgates_h[last],
+                           dstates.data(), dgates_x.data(), dgates_h.data());
+    }
+    for (int g = 0; g < first_gates; ++g) dstates[0] += weights[g] * dgates_h[g];
+    return std::tuple(dgates_x, dgates_h, dstates, dpeep);
+  });
+}
+
+py::list cells() {
+  py::list rows;
+  for (const CellTraits& cell : kCells) {
+    py::dict row;
+    row["name"] = cell.name;
+    row["gates"] = cell.gates;
+    row["states"] = cell.states;
+    row["saved"] = cell.saved;
+    row["peepholes"] = cell.peepholes;
+    row["stages"] = cell.stages;
+    row["shared_gates"] = cell.shared_gates;
+    rows.append(row);
+  }
+  return rows;
+}
+
+// --- activations on vectors ---------------------------------------------------------------------
+
+template <class T>
+Vec<T> activate(const std::string& name, Vec<T> x) {
+  if (name == "exponential") return exponential(x);
+  if (name == "sigmoid") return Sigmoid::forward(x);
+  if (name == "tanh") return Tanh::forward(x);
+  if (name == "relu") return Relu::forward(x);
+  throw std::invalid_argument("unknown activation " + name);
+}
+
+template <class T>
+py::array_t<T> activation(const std::string& name, py::array_t<T, py::array::c_style> x) {
+  constexpr int64_t lanes = Vec<T>::kLanes;
+  py::array_t<T> y(x.size());
+  for (int64_t k = 0; k < x.size(); k += lanes) {
+    const int count = static_cast<int>(x.size() - k < lanes ? x.size() - k : lanes);
+    store(y.mutable_data() + k, activate(name, load(x.data() + k, count)), count);
+  }
+  return y;
+}
+
+// float32 -> bfloat16 -> float32, as the engine stores and loads it.
+py::array_t<float> through_bfloat16(py::array_t<float, py::array::c_style> x) {
+  constexpr int64_t lanes = Vec<float>::kLanes;
+  py::array_t<float> y(x.size());
+  std::vector<BFloat16> stored(x.size());
+  for (int64_t k = 0; k < x.size(); k += lanes) {
+    const int count = static_cast<int>(x.size() - k < lanes ? x.size() - k : lanes);
+    store(stored.data() + k, load(x.data() + k, count), count);
+    store(y.mutable_data() + k, load(stored.data() + k, count), count);
+  }
+  return y;
+}
+
+// --- plan and team ------------------------------------------------------------------------------
+
+// Lanes, row slices and unit slices for sizes [T, B, D, H, R].
+std::tuple<int, int, int> plan(const std::string& name, bool is_double,
+                               const std::vector<int64_t>& sizes, int vector, int threads) {
+  const CellTraits* cell = find_cell(name.c_str());
+  if (cell == nullptr || sizes.size() != 5) throw std::invalid_argument("cell or sizes");
+  Sizes s{};
+  s.dtype = is_double ? Dtype::kFloat64 : Dtype::kFloat32;
+  s.cell = cell->kind;
+  s.steps = sizes[0];
+  s.batch = sizes[1];
+  s.directions = sizes[2];
+  s.hidden = sizes[3];
+  s.state = sizes[4];
+  const Plan p = plan_cpu(s, static_cast<int>(cell->gates), vector, threads);
+  return {p.lanes, p.row_slices, p.unit_slices};
+}
+
+using Piece = void (*)(int64_t, int64_t, void*);
+
+// Pools as torch may have them: a thread for each index, all indices in turn on the caller's
+// thread, one piece for everything, or threads of which the second comes long after the team has
+// formed.
+void pool_of_threads(int64_t n, Piece f, void* context) {
+  std::vector<std::thread> threads;
+  for (int64_t k = 0; k < n; ++k) threads.emplace_back(f, k, k + 1, context);
+  for (std::thread& thread : threads) thread.join();
+}
+void pool_in_turn(int64_t n, Piece f, void* context) {
+  for (int64_t k = 0; k < n; ++k) f(k, k + 1, context);
+}
+void pool_of_one_piece(int64_t n, Piece f, void* context) { f(0, n, context); }
+void pool_with_latecomer(int64_t n, Piece f, void* context) {
+  std::vector<std::thread> threads;
+  for (int64_t k = 0; k < n; ++k) {
+    threads.emplace_back([=] {
+      if (k == 1) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+      f(k, k + 1, context);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
+struct Meeting {
+  int rounds;
+  Barrier barrier;
+  std::vector<std::atomic<int>> round, workers, failures;
+  Meeting(int wanted, int rounds)
+      : rounds(rounds), round(wanted), workers(wanted), failures(wanted) {}
+};
+
+// Every member writes its round, meets the others, and looks whether all have written theirs.
+void meet(int worker, int workers, void* context) {
+  Meeting& m = *static_cast<Meeting*>(context);
+  m.workers[worker] += workers;
+  for (int r = 1; r <= m.rounds; ++r) {
+    m.round[worker].store(r, std::memory_order_relaxed);
+    m.barrier.wait(workers);
+    for (int k = 0; k < workers; ++k) {
+      if (m.round[k].load(std::memory_order_relaxed) != r) ++m.failures[worker];
+    }
+    m.barrier.wait(workers);
+  }
+}
+
+// Runs a team that meets at a barrier 2 * rounds times. Per index: the sum of the team sizes that
+// its calls saw, and how often a member was not in the round of the others.
+std::pair<std::vector<int>, std::vector<int>> run_meeting(const std::string& pool, int wanted,
+                                                          int rounds) {
+  void (*loop)(int64_t, Piece, void*) = nullptr;
+  if (pool == "threads") loop = pool_of_threads;
+  if (pool == "in_turn") loop = pool_in_turn;
+  if (pool == "one_piece") loop = pool_of_one_piece;
+  if (pool == "latecomer") loop = pool_with_latecomer;
+  if (loop == nullptr) throw std::invalid_argument("unknown pool " + pool);
+  Meeting meeting(wanted, rounds);
+  {
+    const py::gil_scoped_release release;
+    run_team({wanted, loop}, wanted, meet, &meeting);
+  }
+  return {{meeting.workers.begin(), meeting.workers.end()},
+          {meeting.failures.begin(), meeting.failures.end()}};
+}
+
+std::vector<std::string> instruction_sets() {
+  std::vector<std::string> names;
+  for (auto list = supported_cpu_kernels(); *list != nullptr; ++list)
+    names.push_back((*list)->name);
+  return names;
+}
+
+}  // namespace
+}  // namespace bptt
+
+PYBIND11_MODULE(_dev, m) {
+  using namespace bptt;
+  m.doc() = "What bptt's tests see of the C++ below the ops.";
+  m.def("instruction_sets", &instruction_sets);
+  m.def("cells", &cells);
+  m.def("step_forward", &step_forward, py::arg("cell"), py::arg("gates_x"), py::arg("weights"),
+        py::arg("bias"), py::arg("states"), py::arg("peep"));
+  m.def("step_backward", &step_backward, py::arg("cell"), py::arg("weights"), py::arg("saved"),
+        py::arg("states_prev"), py::arg("states"), py::arg("peep"), py::arg("dstates"));
+  m.def("activation", &activation<float>, py::arg("name"), py::arg("x").noconvert());
+  m.def("activation", &activation<double>, py::arg("name"), py::arg("x").noconvert());
+  m.def("through_bfloat16", &through_bfloat16, py::arg("x").noconvert());
+  m.def("plan", &plan, py::arg("cell"), py::arg("is_double"), py::arg("sizes"), py::arg("vector"),
+        py::arg("threads"));
+  m.def("cut", [](int64_t total, int parts, int index) {
+    const Range range = cut(total, parts, index);
+    return std::pair(range.begin, range.end);
+  });
+  m.def("run_meeting", &run_meeting, py::arg("pool"), py::arg("wanted"), py::arg("rounds"));
+}

@@ -1,0 +1,41 @@
+"""Settings of every test: NaN-filled memory, one seed, two threads."""
+
+import os
+
+# The ops read it once, at their first call: every output and scratch buffer then starts as NaN, so
+# that a kernel that forgets to write something is found out.
+os.environ["BPTT_POISON"] = "1"
+
+import hypothesis
+import pytest
+import torch
+
+SEED = int(os.environ.get("BPTT_TEST_SEED", "20"))
+THREADS = 2
+
+# One seed gives one set of examples; another BPTT_TEST_SEED gives others.
+hypothesis.settings.register_profile(
+    "bptt",
+    deadline=None,  # the machine may be busy
+    database=None,
+    derandomize="BPTT_TEST_SEED" not in os.environ,
+    max_examples=40,
+    suppress_health_check=[
+        hypothesis.HealthCheck.too_slow,
+        # The fixture below sets the same state for every example.
+        hypothesis.HealthCheck.function_scoped_fixture,
+    ],
+)
+hypothesis.settings.load_profile("bptt")
+
+
+def pytest_report_header(config):
+    return f"bptt: BPTT_TEST_SEED={SEED}, {THREADS} threads, torch {torch.__version__}"
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    torch.manual_seed(SEED)
+    torch.set_num_threads(THREADS)
+    yield
+    torch.set_num_threads(THREADS)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import subprocess
 import sys
-
-LIMIT_S = 0.3
+from statistics import median
+from typing import Any
 
 IMPORT = """
 import time, torch
@@ -20,9 +20,10 @@ def import_s() -> float:
     return float(subprocess.check_output([sys.executable, "-c", IMPORT], text=True))
 
 
-def test_import(benchmark):
-    times = []
-    # The benchmark's own clock sees torch's import too: the figure that counts is in extra_info.
-    benchmark.pedantic(lambda: times.append(import_s()), rounds=5)
-    benchmark.extra_info["import_bptt_s"] = min(times)
-    assert min(times) <= LIMIT_S
+def test_import(benchmark: Any, record_fact: Any) -> None:
+    times: list[float] = []
+    # The benchmark's own clock sees Python start and torch's import too; ours is in extra_info.
+    benchmark.pedantic(lambda: times.append(import_s()), rounds=7, warmup_rounds=1)
+    del times[0]  # the warm-up: files may come from the disk
+    benchmark.extra_info["import_s"] = median(times)
+    record_fact("import_s", median(times))

@@ -40,27 +40,49 @@ struct Packed {
   }
 };
 
+// Transposes a square of vectors in log2(lanes) rounds: a round swaps, at its distance, the upper
+// half of each vector with the lower half of its partner.
+template <class T>
+BPTT_INLINE void transpose(Vec<T> (&square)[Vec<T>::kLanes]) {
+  constexpr int lanes = Vec<T>::kLanes;
+#pragma GCC unroll 4
+  for (int half = lanes / 2; half >= 1; half /= 2) {
+    typename FloatTraits<T>::Integers low, high;
+    for (int l = 0; l < lanes; ++l) {
+      low[l] = (l & half) == 0 ? l : lanes + l - half;
+      high[l] = (l & half) == 0 ? l + half : lanes + l;
+    }
+#pragma GCC unroll 16
+    for (int i = 0; i < lanes; ++i) {
+      if ((i & half) != 0) continue;
+      const typename Vec<T>::Raw a = square[i].raw, b = square[i + half].raw;
+      square[i].raw = __builtin_shuffle(a, b, low);
+      square[i + half].raw = __builtin_shuffle(a, b, high);
+    }
+  }
+}
+
 // Element (unit, gate, k) of the matrix is source[(gate * units + unit) * depth + k].
 template <class S, class T>
 void pack_rows(const Packed<T>& to, const S* source, int64_t p) {
-  constexpr int lanes = Vec<T>::kLanes;
-  constexpr int64_t kChunk = 64;  // a chunk of each row stays in the first cache while transposed
+  using V = Vec<T>;
+  constexpr int lanes = V::kLanes;
   T* out = to.panel(p);
   const int vectors = to.blocks_in(p) * to.gates;
-  for (int64_t k0 = 0; k0 < to.depth; k0 += kChunk) {
-    const int64_t k1 = k0 + kChunk < to.depth ? k0 + kChunk : to.depth;
+  for (int64_t k = 0; k < to.depth; k += lanes) {
+    const int64_t left = to.depth - k;
+    const int depth = left < lanes ? static_cast<int>(left) : lanes;
     for (int v = 0; v < vectors; ++v) {
       const int64_t first = (p * to.panel_blocks + v / to.gates) * lanes;
+      const S* rows = source + ((v % to.gates) * to.units + first) * to.depth + k;
+      V square[lanes];
+#pragma GCC unroll 16
       for (int lane = 0; lane < lanes; ++lane) {
-        const int64_t unit = first + lane;
-        T* column = out + v * lanes + lane;
-        if (unit >= to.units) {
-          for (int64_t k = k0; k < k1; ++k) column[k * vectors * lanes] = T(0);
-          continue;
-        }
-        const S* row = source + ((v % to.gates) * to.units + unit) * to.depth;
-        for (int64_t k = k0; k < k1; ++k) column[k * vectors * lanes] = load_scalar(row + k);
+        const bool exists = first + lane < to.units;
+        square[lane] = exists ? load(rows + lane * to.depth, depth) : V(T(0));
       }
+      transpose(square);
+      for (int j = 0; j < depth; ++j) store(out + ((k + j) * vectors + v) * lanes, square[j]);
     }
   }
 }

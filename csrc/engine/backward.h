@@ -1,8 +1,9 @@
 // Backpropagation through time on a CPU, once for every cell, storage type and direction.
 //
 // A step turns the gradient of the hidden state into gradients of the gates, which are handed to
-// the other workers of the slice; their product with the weights is the gradient of the hidden state
-// one step earlier. Weight gradients are no part of it: they are one product over all steps, after.
+// the other workers of the slice; their product with the weights is the gradient of the hidden
+// state one step earlier. Weight gradients are no part of it: they are one product over all steps,
+// after.
 #pragma once
 
 #include "worker.h"
@@ -20,10 +21,10 @@ class BackwardLoop {
 
   struct Scratch {
     Packed<T> first, second, projection;
-    T* dgates[2];  // [B, G, H], alternating by step: gradients of the hidden pre-activations
-    T* dhidden;    // [B, R]: gradient of the hidden state that the step to come leaves
-    T* dcell;      // [B, H]
-    T* dprojected; // [B, R]: whole gradient of a projected hidden state, for the product with w_hr
+    T* dgates[2];   // [B, G, H], alternating by step: gradients of the hidden pre-activations
+    T* dhidden;     // [B, R]: gradient of the hidden state that the step to come leaves
+    T* dcell;       // [B, H]
+    T* dprojected;  // [B, R]: whole gradient of a projected hidden state, for the product with w_hr
     int64_t state_stride, unit_stride;
 
     Scratch(Arena& arena, const BackwardParams& p, int slices, int)

@@ -19,7 +19,7 @@ struct CellTraits {
 
 template <class Cell>
 constexpr CellTraits traits_of(const char* name, CellKind kind) {
-  return {name,        kind,          Cell::kGates,  Cell::kStates,
+  return {name,         kind,        Cell::kGates,  Cell::kStates,
           Cell::kSaved, Cell::kPeep, Cell::kStages, Cell::kSharedGates};
 }
 

@@ -42,9 +42,8 @@ int64_t forward_scratch(const ForwardParams& p, int threads) {
 }
 
 void forward(const ForwardParams& p, const ThreadPool& pool, void* scratch) {
-  with_problem(p.sizes, [&]<class Cell, class S>() {
-    run_on_team<ForwardLoop<Cell, S>>(p, pool, scratch);
-  });
+  with_problem(p.sizes,
+               [&]<class Cell, class S>() { run_on_team<ForwardLoop<Cell, S>>(p, pool, scratch); });
 }
 
 int64_t backward_scratch(const BackwardParams& p, int threads) {
@@ -63,8 +62,8 @@ void backward(const BackwardParams& p, const ThreadPool& pool, void* scratch) {
 
 namespace BPTT_ISA {
 extern const CpuKernels kernels;
-const CpuKernels kernels = {BPTT_TEXT(BPTT_ISA), kVectorBytes,     forward_scratch,
-                            forward,             backward_scratch, backward};
+const CpuKernels kernels = {BPTT_TEXT(BPTT_ISA), kVectorBytes, forward_scratch, forward,
+                            backward_scratch,    backward};
 }  // namespace BPTT_ISA
 
 }  // namespace bptt

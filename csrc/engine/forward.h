@@ -31,10 +31,10 @@ class ForwardLoop {
     int64_t chunk;  // steps that are projected at a time
     T* x;           // [chunk, B, I], each slice of the batch on its own
     S* gates;       // [chunk, B, G, H], where nothing is saved
-    T* hidden[2];  // [B, R], alternating by step: read in one, written in the other
-    T* cell;       // [B, H]
-    T* operand;    // [B, H]
-    T* partial;    // [B, A, H]: what the first stage leaves for the second
+    T* hidden[2];   // [B, R], alternating by step: read in one, written in the other
+    T* cell;        // [B, H]
+    T* operand;     // [B, H]
+    T* partial;     // [B, A, H]: what the first stage leaves for the second
     int64_t state_stride, unit_stride;
 
     Scratch(Arena& arena, const ForwardParams& p, int slices, int row_slices)

@@ -24,7 +24,7 @@ struct Sizes {
   Dtype dtype;
   CellKind cell;
   int64_t steps, batch, directions, hidden, state;  // T, B, D, H, R
-  int64_t inputs;  // I, or 0 where the input projection is given
+  int64_t inputs;                                   // I, or 0 where the input projection is given
 };
 
 // Inputs that forward and backward share. A null pointer is an absent option.
@@ -65,20 +65,20 @@ struct ForwardParams {
 struct BackwardParams {
   Sizes sizes;
   Inputs in;
-  const void* dy;      // [T, B, D, R]
-  const void* dh_n;    // [D, B, R]
-  const void* dc_n;    // [D, B, H]
-  const void* y;       // [T, B, D, R]
-  const void* saved;   // [T, B, D, A, H]
+  const void* dy;     // [T, B, D, R]
+  const void* dh_n;   // [D, B, R]
+  const void* dc_n;   // [D, B, H]
+  const void* y;      // [T, B, D, R]
+  const void* saved;  // [T, B, D, A, H]
   Strides saved_strides;
-  const void* cells;   // [T, B, D, H] wide
-  void* dgates_x;      // [T, B, D, G, H]
-  void* dgates_h;      // same, null when the cell shares them
-  void* dh0;           // [D, B, R]
-  void* dc0;           // [D, B, H]
-  void* dpeephole;     // [B, D, P, H] wide
-  void* operand;       // [T, B, D, H]: what a step's second product multiplied
-  void* dh;            // [T, B, D, R]: gradient of every hidden state, for a projection's weights
+  const void* cells;  // [T, B, D, H] wide
+  void* dgates_x;     // [T, B, D, G, H]
+  void* dgates_h;     // same, null when the cell shares them
+  void* dh0;          // [D, B, R]
+  void* dc0;          // [D, B, H]
+  void* dpeephole;    // [B, D, P, H] wide
+  void* operand;      // [T, B, D, H]: what a step's second product multiplied
+  void* dh;           // [T, B, D, R]: gradient of every hidden state, for a projection's weights
 };
 
 }  // namespace bptt

@@ -4,10 +4,10 @@ namespace bptt {
 namespace {
 
 // Work below which another thread costs more than it brings (measured, see benchmarks/NOTES.md).
-constexpr double kFlopsPerTeamMember = 4e5;     // a whole call: waking a thread
-constexpr double kFlopsPerUnitSlice = 3.2e4;    // one step: meeting at a barrier
-constexpr int64_t kRowsPerSlice = 6;            // fewer rows leave the product's tile half empty
-constexpr double kPrivateWeightBytes = 1 << 20; // weights every core can keep in its own cache
+constexpr double kFlopsPerTeamMember = 4e5;      // a whole call: waking a thread
+constexpr double kFlopsPerUnitSlice = 3.2e4;     // one step: meeting at a barrier
+constexpr int64_t kRowsPerSlice = 6;             // fewer rows leave the product's tile half empty
+constexpr double kPrivateWeightBytes = 1 << 20;  // weights every core can keep in its own cache
 
 int clamp(double value, int most) {
   if (value < 1) return 1;
@@ -28,8 +28,7 @@ Plan plan_cpu(const Sizes& s, int gates, int vector, int threads) {
   const double bytes = weights * (s.dtype == Dtype::kFloat64 ? 8 : 4);
   const int by_rows = clamp(static_cast<double>(s.batch / kRowsPerSlice), left);
   const int64_t blocks = (s.hidden + vector - 1) / vector;
-  const int by_units = clamp(step / kFlopsPerUnitSlice,
-                             clamp(static_cast<double>(blocks), left));
+  const int by_units = clamp(step / kFlopsPerUnitSlice, clamp(static_cast<double>(blocks), left));
   // Private copies of the rows need no barrier, but then every core streams all the weights.
   if (bytes <= kPrivateWeightBytes && by_rows >= by_units) {
     plan.row_slices = by_rows;

@@ -7,11 +7,11 @@
 
 namespace bptt {
 
-// Workers of a direction form a grid: `row_slices` slices of the batch times `unit_slices` slices of
-// the hidden units. Row slices never wait for each other; unit slices exchange the hidden state at
-// a barrier in every step.
+// Workers of a direction form a grid: `row_slices` slices of the batch times `unit_slices` slices
+// of the hidden units. Row slices never wait for each other; unit slices exchange the hidden state
+// at a barrier in every step.
 struct Plan {
-  int lanes;        // directions that run at the same time
+  int lanes;  // directions that run at the same time
   int row_slices;
   int unit_slices;
   int workers() const { return lanes * row_slices * unit_slices; }

@@ -11,8 +11,8 @@
 
 namespace bptt {
 
-// The caller's thread pool: `count` threads, and a loop over [0, n) that calls f(begin, end, context)
-// on pieces of it.
+// The caller's thread pool: `count` threads, and a loop over [0, n) that calls f(begin, end,
+// context) on pieces of it.
 struct ThreadPool {
   int count;
   void (*parallel_for)(int64_t n, void (*f)(int64_t, int64_t, void*), void* context);

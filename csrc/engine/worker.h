@@ -48,7 +48,7 @@ struct Masks {
 // One worker's part: rows of the batch, and blocks of units, as the plan cuts them.
 struct Part {
   Plan plan;
-  int lane;         // the first direction it works on; then every plan.lanes-th
+  int lane;  // the first direction it works on; then every plan.lanes-th
   int row_slice, unit_slice;
   Range rows;
   Barrier* lane_barrier;
@@ -175,9 +175,9 @@ void run_on_team(const Params& params, const ThreadPool& pool, void* scratch) {
         const Sizes& sizes = job.params->sizes;
         const Plan plan = plan_cpu(sizes, Loop::kGates, Loop::V::kLanes, workers);
         if (worker >= plan.workers()) return;
-        const Part part =
-            make_part(sizes, plan, static_cast<Barrier*>(job.scratch), worker);
-        Loop loop(*job.params, part, lane_scratch<Loop>(*job.params, part, job.scratch, job.threads));
+        const Part part = make_part(sizes, plan, static_cast<Barrier*>(job.scratch), worker);
+        Loop loop(*job.params, part,
+                  lane_scratch<Loop>(*job.params, part, job.scratch, job.threads));
         for (int64_t d = part.lane; d < sizes.directions; d += plan.lanes) {
           loop.direction(d);
           part.meet_lane();  // the next direction packs its weights over these

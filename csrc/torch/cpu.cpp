@@ -81,8 +81,14 @@ Sizes sizes_of(const char* op, const CellTraits& cell, const Tensor& lead, const
                   "*H rows for cell ", cell.name, ", got shape ", shape_text(shape_of(w_hh)));
   STD_TORCH_CHECK(w_hh.size(2) > 0, op, ": w_hh must be [D, G*H, R] with R > 0, got ",
                   shape_text(shape_of(w_hh)));
-  return {dtype_of(op, lead.scalar_type()), cell.kind,        lead.size(0), lead.size(1),
-          w_hh.size(0),                     rows / cell.gates, w_hh.size(2), 0};
+  return {dtype_of(op, lead.scalar_type()),
+          cell.kind,
+          lead.size(0),
+          lead.size(1),
+          w_hh.size(0),
+          rows / cell.gates,
+          w_hh.size(2),
+          0};
 }
 
 void check_lengths(const Problem& p, const Tensor& lengths) {
@@ -115,15 +121,17 @@ Options checked_options(const Problem& p, const Tensor& w_hh, const MaybeTensor&
                         const std::vector<int64_t>& reverse) {
   const Sizes& s = p.sizes;
   Options o;
-  o.w_hh = checked(p, "w_hh", w_hh, "[D, G*H, R]",
-                   {s.directions, p.cell.gates * s.hidden, s.state});
+  o.w_hh =
+      checked(p, "w_hh", w_hh, "[D, G*H, R]", {s.directions, p.cell.gates * s.hidden, s.state});
   o.w_hr = checked(p, "w_hr", w_hr, "[D, R, H]", {s.directions, s.state, s.hidden});
-  o.peephole = checked(p, "peephole", peephole, "[D, P*H]",
-                       {s.directions, p.cell.peepholes * s.hidden});
+  o.peephole =
+      checked(p, "peephole", peephole, "[D, P*H]", {s.directions, p.cell.peepholes * s.hidden});
   o.h0 = checked(p, "h0", h0, "[D, B, R]", {s.directions, s.batch, s.state});
   o.c0 = checked(p, "c0", c0, "[D, B, H]", {s.directions, s.batch, s.hidden});
-  STD_TORCH_CHECK(w_hr.has_value() || s.state == s.hidden, p.op, ": without w_hr, w_hh must be "
-                  "[D, G*H, H], got ", shape_text(shape_of(w_hh)));
+  STD_TORCH_CHECK(w_hr.has_value() || s.state == s.hidden, p.op,
+                  ": without w_hr, w_hh must be "
+                  "[D, G*H, H], got ",
+                  shape_text(shape_of(w_hh)));
   STD_TORCH_CHECK(!w_hr.has_value() || p.cell.states == 2, p.op,
                   ": w_hr needs a cell with a cell state, got cell ", p.cell.name);
   STD_TORCH_CHECK(peephole.has_value() == (p.cell.peepholes > 0), p.op, ": peephole must be ",
@@ -218,8 +226,7 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
                     shape_text(shape_of(*x)));
   }
   const Problem p{kForward, cell, s, lead.scalar_type(), wide_of(lead.scalar_type())};
-  const Options o =
-      checked_options(p, w_hh, w_hr, peephole, h0, c0, lengths, resets, reverse);
+  const Options o = checked_options(p, w_hh, w_hr, peephole, h0, c0, lengths, resets, reverse);
   const int64_t rows = cell.gates * s.hidden;
   const MaybeTensor bias_x = checked(p, "b_ih", b_ih, "[D, G*H]", {s.directions, rows});
   const MaybeTensor bias_h = checked(p, "b_hh", b_hh, "[D, G*H]", {s.directions, rows});
@@ -238,8 +245,8 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
   Tensor y = make(lead, {s.steps, s.batch, s.directions, s.state}, p.dtype);
   Tensor h_n = make(lead, {s.directions, s.batch, s.state}, p.dtype);
   Tensor c_n = make_if(cell.states == 2, lead, {s.directions, s.batch, s.hidden}, p.dtype);
-  Tensor saved = make_if(keep, lead, {s.steps, s.batch, s.directions, cell.saved, s.hidden},
-                         p.dtype);
+  Tensor saved =
+      make_if(keep, lead, {s.steps, s.batch, s.directions, cell.saved, s.hidden}, p.dtype);
   Tensor cells = make_if(keep_cells, lead, {s.steps, s.batch, s.directions, s.hidden}, p.wide);
 
   const ForwardParams params{s,
@@ -275,8 +282,7 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
   check_rank(kBackward, "y", y, 4);
   const Sizes s = sizes_of(kBackward, cell, y, w_hh);
   const Problem p{kBackward, cell, s, y.scalar_type(), wide_of(y.scalar_type())};
-  const Options o =
-      checked_options(p, w_hh, w_hr, peephole, h0, c0, lengths, resets, reverse);
+  const Options o = checked_options(p, w_hh, w_hr, peephole, h0, c0, lengths, resets, reverse);
   const std::vector<int64_t> y_shape{s.steps, s.batch, s.directions, s.state};
   const std::vector<int64_t> unit_shape{s.steps, s.batch, s.directions, s.hidden};
   const std::vector<int64_t> gate_shape{s.steps, s.batch, s.directions, cell.gates, s.hidden};

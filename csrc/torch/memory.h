@@ -11,9 +11,9 @@
 
 namespace bptt {
 
-// A layer's tensors are tens of megabytes and allocated anew at each call. In pages of 4 KB the first
-// touch of such a tensor costs more than the arithmetic on it; ask for large ones (a hint: the kernel
-// may decline).
+// A layer's tensors are tens of megabytes and allocated anew at each call. In pages of 4 KB the
+// first touch of such a tensor costs more than the arithmetic on it; ask for large ones (a hint:
+// the kernel may decline).
 inline void advise_large_pages(void* memory, size_t bytes) {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)
   constexpr size_t kWorthwhile = 4 << 20, kPage = 4096;
@@ -27,8 +27,8 @@ inline void advise_large_pages(void* memory, size_t bytes) {
 #endif
 }
 
-// With BPTT_POISON=1 every output and scratch buffer starts as NaN, so that a test sees what a kernel
-// forgot to write.
+// With BPTT_POISON=1 every output and scratch buffer starts as NaN, so that a test sees what a
+// kernel forgot to write.
 inline void prepare_memory(void* memory, size_t bytes) {
   static const bool poison = [] {
     const char* value = std::getenv("BPTT_POISON");

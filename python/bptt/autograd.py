@@ -84,8 +84,8 @@ class LoopGradients(torch.autograd.Function):
     """The gradients of a recurrence.
 
     Inputs: config, groups and needed as in `loop_gradients`, then dy, dh_n, dc_n, the tensors of
-    LoopInputs, and y, saved and cells, which count as constants. Outputs: the gradients in the order
-    of `needed`.
+    LoopInputs, and y, saved and cells, which count as constants. Outputs: the gradients in the
+    order of `needed`.
     """
 
     @staticmethod
@@ -113,7 +113,7 @@ class LoopGradients(torch.autograd.Function):
                 full[place] = value
             return reference_gradients(config, groups, needed, full[:3], LoopInputs(*full[3:]))
 
-        _, pull = torch.func.vjp(gradients, *(tensors[k] for k in places))
+        pull = torch.func.vjp(gradients, *(tensors[k] for k in places))[1]
         answer: list[Any] = [None] * len(tensors)
         for place, grad in zip(places, pull(tuple(cotangents)), strict=True):
             answer[place] = grad
@@ -200,7 +200,8 @@ class _Fold:
         )
 
     def unfold_all(self, tensors: Sequence[Tensor], axes: Sequence[int]) -> Any:
-        outputs, dims = [], []
+        outputs: list[Tensor] = []
+        dims: list[int | None] = []
         for tensor, axis in zip(tensors, axes, strict=True):
             if _is_placeholder(tensor, None):
                 outputs.append(tensor)
@@ -227,5 +228,3 @@ class _Fold:
 def _is_placeholder(tensor: Tensor, dim: int | None) -> bool:
     """Whether it is the empty tensor that stands in an op's output for what a cell lacks."""
     return tensor.dim() == (1 if dim is None else 2) and tensor.shape[-1] == 0
-
-

@@ -118,7 +118,11 @@ def _kernel(backend: str, layer: Any, cell: str, input: Any, dtype: torch.dtype)
     if workers == 1:
         parts.append("1 worker")
     else:
-        ways = [(lanes, "directions"), (rows, "slices of the batch"), (units, "slices of the units")]
+        ways = [
+            (lanes, "directions"),
+            (rows, "slices of the batch"),
+            (units, "slices of the units"),
+        ]
         shared = " x ".join(f"{count} {what}" for count, what in ways if count > 1)
         parts.append(f"{workers} workers ({shared})")
     if CELLS[cell].stages == 2 or state != hidden:

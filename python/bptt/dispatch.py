@@ -170,7 +170,7 @@ def backend(name: str) -> Iterator[None]:
 
 
 def backends() -> list[BackendStatus]:
-    """List every backend, in the order in which "auto" tries them, and why the absent are absent."""
+    """List every backend, in the order "auto" tries them, and why the absent are absent."""
     rows = []
     for entry in _BACKENDS.values():
         reason = entry.absent()

@@ -143,9 +143,7 @@ def _bias_sum(rows: Tensor, groups: int) -> Tensor:
 def _outer_sum(rows: Tensor, columns: Tensor, groups: int) -> Tensor:
     """Sum rows^T columns over time and each group's batch: [T,B,D,M], [T,B,D,K] -> [N,D,M,K]."""
     if groups > 1:
-        return torch.einsum(
-            "tnbdm,tnbdk->ndmk", _grouped(rows, groups), _grouped(columns, groups)
-        )
+        return torch.einsum("tnbdm,tnbdk->ndmk", _grouped(rows, groups), _grouped(columns, groups))
     # One GEMM per direction on strided views: nothing is copied.
     planes = [_matrix(rows, d).t() @ _matrix(columns, d) for d in range(rows.shape[2])]
     return _stacked(planes)
@@ -206,9 +204,7 @@ def _previous_hidden(
     return h_prev
 
 
-def reference_outputs(
-    config: Config, loop: LoopInputs
-) -> tuple[Tensor, Tensor, Tensor | None]:
+def reference_outputs(config: Config, loop: LoopInputs) -> tuple[Tensor, Tensor, Tensor | None]:
     """The recurrence on the reference loop, from `gates_x` or from `x`."""
     gates_x = loop.gates_x
     if gates_x is None:
@@ -249,7 +245,7 @@ def reference_gradients(
         in_dims = tuple(None if t is None else 0 for t in full)
         return torch.func.vmap(one, in_dims=in_dims)(*full)
 
-    _, pull = torch.func.vjp(run, *(getattr(grouped, name) for name in needed))
+    pull = torch.func.vjp(run, *(getattr(grouped, name) for name in needed))[1]
 
     def join(name: str, grad: Tensor) -> Tensor:
         if name in WEIGHTS:

@@ -61,9 +61,7 @@ def recurrence(
     """
     if lengths is not None:
         x = _zero_padding(x, lengths)
-    loop = LoopInputs(
-        None, x, w_ih, b_ih, w_hh, b_hh, w_hr, peephole, h0, c0, lengths, resets
-    )
+    loop = LoopInputs(None, x, w_ih, b_ih, w_hh, b_hh, w_hr, peephole, h0, c0, lengths, resets)
     composite, functorch = transforms_at_work()
     backend = dispatch.choose(dispatch.Problem(cell, x.device.type, x.dtype, composite))
     config = Config(backend, cell, reverse)

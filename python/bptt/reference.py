@@ -102,9 +102,7 @@ def _one_direction(
         if lengths is not None:
             active = (lengths > t).unsqueeze(-1)
             # Past its end a sequence holds its state, and a reset there has no effect.
-            states = tuple(
-                torch.where(active, s, old) for s, old in zip(states, held, strict=True)
-            )
+            states = tuple(torch.where(active, s, old) for s, old in zip(states, held, strict=True))
             output = torch.where(active, output, torch.zeros_like(output))
         outputs.append(output)
     return torch.stack(outputs[::-1] if backwards else outputs), states

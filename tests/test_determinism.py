@@ -1,0 +1,201 @@
+"""Is every result the same to the last bit, run to run and whoever takes part in it?
+
+The number of threads changes no bit of the time loop. torch's own matrix products, which the weight
+gradients come from, make no such promise, so the tests about threads look at the ops themselves.
+"""
+
+import pytest
+import torch
+
+import bptt
+from bptt.autograd import forward_op
+from bptt.cells import CELLS
+from bptt.gradients import Config, LoopInputs
+from cases import ALL_CELLS, DTYPES, F32, LSTMS, Case, make_inputs, run
+
+LAYERS = {
+    "rnn": (bptt.RNN, {}),
+    "gru": (bptt.GRU, {}),
+    "gru-reset-before": (bptt.GRU, {"reset_after": False}),
+    "lstm": (bptt.LSTM, {}),
+    "lstm-peephole-proj": (bptt.LSTM, {"peephole": True, "proj_size": 40}),
+}
+
+
+def names(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+def assert_same_bits(left, right):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        assert a.dtype == b.dtype and a.shape == b.shape
+        assert not a.isnan().any()
+        assert torch.equal(a, b)
+
+
+# --- run to run -----------------------------------------------------------------------------------
+
+
+def train_once(layer, x):
+    """Outputs and gradients of a layer, with the generator of dropout at a fixed place."""
+    torch.manual_seed(3)
+    x = x.clone().requires_grad_()
+    y = layer(x)[0]
+    grads = torch.autograd.grad(y.square().sum(), [x, *layer.parameters()])
+    return [y.detach(), *grads]
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("name", LAYERS)
+def test_run_to_run(name, dropout):
+    cls, options = LAYERS[name]
+    layer = cls(24, 64, 2, bidirectional=True, dropout=dropout, **options)
+    x = torch.randn(12, 16, 24)
+    first = train_once(layer, x)
+    for _ in range(5):
+        assert_same_bits(train_once(layer, x), first)
+
+
+def test_dropout_does_something_and_follows_the_seed():
+    layer = bptt.LSTM(4, 8, 2, dropout=0.5)
+    x = torch.randn(5, 3, 4)
+    torch.manual_seed(1)
+    first, other = layer(x)[0], layer(x)[0]
+    torch.manual_seed(1)
+    assert torch.equal(layer(x)[0], first)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_every_cell_run_to_run(cell):
+    case = Case(cell, steps=9, batch=12, hidden=48, directions=2, masks="both")
+    inputs = make_inputs(case)
+    first = run(case, inputs, "cpu", F32)
+    for _ in range(3):
+        assert_same_bits(list(run(case, inputs, "cpu", F32).values()), list(first.values()))
+
+
+# --- the ops --------------------------------------------------------------------------------------
+
+
+def op_inputs(cell, dtype, steps, batch, inputs, hidden, directions, proj=0, masks=False):
+    """The tensors of one layer as the ops take them, and the gradients of its outputs."""
+    spec = CELLS[cell]
+    rows, state = len(spec.gates) * hidden, proj or hidden
+
+    def draw(*shape):
+        return (torch.rand(shape) - 0.5).to(dtype)
+
+    has_c = spec.has_cell_state
+    loop = LoopInputs(
+        gates_x=None,
+        x=draw(steps, batch, inputs),
+        w_ih=draw(directions, rows, inputs),
+        b_ih=draw(directions, rows),
+        w_hh=draw(directions, rows, state) / hidden**0.5,
+        b_hh=draw(directions, rows),
+        w_hr=draw(directions, proj, hidden) if proj else None,
+        peephole=draw(directions, 3 * hidden) if spec.peepholes else None,
+        h0=draw(directions, batch, state),
+        c0=draw(directions, batch, hidden) if has_c else None,
+        lengths=torch.randint(0, steps + 1, (batch,)) if masks else None,
+        resets=torch.rand(steps, batch) < 0.2 if masks else None,
+    )
+    douts = (
+        draw(steps, batch, directions, state),
+        draw(directions, batch, state),
+        draw(directions, batch, hidden) if has_c else None,
+    )
+    return loop, douts
+
+
+def run_ops(cell, loop, douts):
+    """All outputs of the forward and the backward op."""
+    reverse = tuple(d % 2 == 1 for d in range(loop.w_hh.shape[0]))
+    forward = forward_op(Config("cpu", cell, reverse), loop, True)
+    y, _, _, saved, cells = forward
+    backward = torch.ops.bptt.recurrence_backward(
+        "cpu",
+        cell,
+        *douts,
+        y,
+        saved,
+        cells,
+        loop.w_hh,
+        loop.w_hr,
+        loop.peephole,
+        loop.h0,
+        loop.c0,
+        loop.lengths,
+        loop.resets,
+        [int(r) for r in reverse],
+    )
+    return [*forward, *backward]
+
+
+def plan(cell, dtype, loop):
+    steps, batch, _ = loop.x.shape
+    directions, rows, state = loop.w_hh.shape
+    hidden = rows // len(CELLS[cell].gates)
+    sizes = [steps, batch, directions, hidden, state]
+    return tuple(torch.ops.bptt.cpu_plan(cell, dtype.itemsize, sizes)[:3])
+
+
+# What the plan splits with two threads, and sizes that make it do so for every cell.
+SPLITS = {
+    "directions": ((2, 1, 1), {"steps": 20, "batch": 5, "hidden": 65, "directions": 2}),
+    "rows": ((1, 2, 1), {"steps": 20, "batch": 27, "hidden": 65, "directions": 1}),
+    "units": ((1, 1, 2), {"steps": 60, "batch": 3, "hidden": 129, "directions": 1}),
+}
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["plain", "masks"])
+@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_the_number_of_threads_changes_no_bit(cell, dtype, split, masks):
+    expected, sizes = SPLITS[split]
+    loop, douts = op_inputs(cell, dtype, inputs=7, masks=masks, **sizes)
+    assert plan(cell, dtype, loop) == expected
+    several = run_ops(cell, loop, douts)
+    torch.set_num_threads(1)
+    assert plan(cell, dtype, loop) == (1, 1, 1)
+    assert_same_bits(run_ops(cell, loop, douts), several)
+
+
+# With three directions two threads have one to do after the other; the rest are more threads than
+# many machines have cores.
+@pytest.mark.parametrize(("threads", "directions"), [(2, 3), (4, 2), (5, 1), (8, 2)])
+@pytest.mark.parametrize("cell", LSTMS)
+def test_any_number_of_workers_changes_no_bit(cell, threads, directions):
+    loop, douts = op_inputs(cell, F32, 10, 26, 7, 65, directions, proj=33, masks=True)
+    torch.set_num_threads(1)
+    alone = run_ops(cell, loop, douts)
+    torch.set_num_threads(threads)
+    assert math.prod(plan(cell, F32, loop)) > threads // 2
+    assert_same_bits(run_ops(cell, loop, douts), alone)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_the_other_rows_of_a_batch_change_no_bit(cell, dtype):
+    loop, douts = op_inputs(cell, dtype, 6, 11, 7, 37, 2, masks=True)
+    together = run_ops(cell, loop, douts)
+    # The batch is the second axis everywhere but in lengths [B] and in dpeephole [B, D, 3*H].
+    first_axis = 5 + 4
+    for b in (0, 4, 10):
+        row = slice(b, b + 1)
+        alone = loop._replace(
+            x=loop.x[:, row],
+            h0=loop.h0[:, row],
+            c0=None if loop.c0 is None else loop.c0[:, row],
+            lengths=loop.lengths[row],
+            resets=loop.resets[:, row],
+        )
+        by_itself = run_ops(cell, alone, [None if d is None else d[:, row] for d in douts])
+        picked = [
+            t if t.numel() == 0 else t[row] if k == first_axis else t[:, row]
+            for k, t in enumerate(together)
+        ]
+        assert_same_bits(by_itself, picked)

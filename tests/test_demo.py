@@ -123,7 +123,7 @@ def test_training_time_is_kept():
     corpus = train.Corpus(dict(list(cmudict.load().items())[:200]), 0)
     model = train.build(corpus, settings)
     schedule = train.fit(model, corpus, settings, Console(quiet=True))
-    assert 0.6 <= schedule.elapsed < 5.0
+    assert 0.6 <= schedule.elapsed < 20.0  # the last step is not cut short, however slow
     elapsed = schedule.elapsed
     time.sleep(0.01)
     assert schedule.elapsed == elapsed  # what is reported later is the training alone
@@ -194,6 +194,7 @@ def test_a_busy_machine_is_told():
 
 
 def test_a_slow_row_is_cut_short(monkeypatch):
+    monkeypatch.setattr(speed, "_forward", lambda *_: None)
     monkeypatch.setattr(speed, "_training", lambda *_: time.sleep(0.05))
     assert speed.measure("GRU", (2, 1, 4), 0.01).rounds == 1
     monkeypatch.setattr(speed, "_training", lambda *_: None)

@@ -33,7 +33,7 @@ lint: $(STAMPS)/packages  ## ruff, mypy on the package, clang-format
 	$(BIN)/python -m mypy
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
-bench: build  ## speed against torch.nn, about 4 minutes; writes benchmarks/results
+bench: build  ## speed against torch.nn, some minutes; writes benchmarks/results
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
 
 # The editable install points Python at this folder; setup.py has its own up-to-date check.

@@ -1,0 +1,138 @@
+"""Does the README say what is so?  Its code runs, its tests exist, its figures are committed."""
+
+import ast
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+NAMED_TESTS = sorted(set(re.findall(r"`(test_\w+\.py)::(test_\w+)`", README)))
+
+
+def functions_in(path):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.fixture
+def report(monkeypatch):
+    """benchmarks/report.py."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    yield importlib.import_module("report")
+    for name in ("report", "problems"):
+        sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("code", BLOCKS, ids=lambda code: code.strip().splitlines()[-1][:50])
+def test_code_runs(code):
+    exec(compile(code, "README.md", "exec"), {"__name__": "readme"})
+
+
+@pytest.mark.parametrize(("file", "name"), NAMED_TESTS, ids=lambda part: part)
+def test_named_tests_exist(file, name):
+    path = ROOT / "tests" / file
+    assert path.is_file()
+    assert name in functions_in(path)
+
+
+def test_every_row_of_what_torch_lacks_names_a_test():
+    section = README.split("## What torch.nn lacks", 1)[1].split("\n## ", 1)[0]
+    rows = [line for line in section.splitlines() if line.startswith("| ")][2:]
+    assert len(rows) > 10
+    for row in rows:
+        assert re.search(r"`test_\w+\.py::test_\w+`", row), row
+
+
+def test_links_lead_somewhere():
+    for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md"):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        for target in re.findall(r"\]\(([^)#:]+)\)", text):
+            assert ((ROOT / name).parent / target).exists(), f"{name}: {target}"
+
+
+def test_contributing_names_files_that_exist():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    for name in re.findall(r"`((?:csrc|python|tests|benchmarks|kernels)/[\w/.]+\.\w+)`", text):
+        assert (ROOT / name).is_file(), name
+
+
+def test_speed_section_is_what_the_committed_results_say(report):
+    assert report.update_readme(README) == README, "run benchmarks/report.py --update-readme"
+
+
+# --- benchmarks/report.py on a made-up result -----------------------------------------------------
+
+
+def made_up(report, ratios):
+    """A result whose rows of a layer all have that layer's ratio."""
+    spread = {"median": 1.0, "q1": 0.9, "q3": 1.1}
+    rows = [
+        {
+            **problem.asdict(),
+            "rounds": 5,
+            "torch_ms": spread,
+            "bptt_ms": spread,
+            "ratio": ratios[problem.layer],
+            "ratio_q1": 1.0,
+            "ratio_q3": 1.0,
+            "torch_share_of_gemm": 0.5,
+            "bptt_share_of_gemm": 0.5,
+        }
+        for problem in report.GRID
+    ]
+    return {
+        "machine": {
+            "processor": "Some CPU @ 3 GHz",
+            "cores": 2,
+            "system": "Linux",
+            "bptt_instructions": "avx2",
+        },
+        "versions": {"bptt": "0", "torch": "2", "python": "3"},
+        "commit": "abc",
+        "sources_changed_since_commit": False,
+        "threads": 2,
+        "dtype": "float32",
+        "date": "2000-01-01",
+        "gemm": {"size": 2048, "gflops_before": 100.0, "gflops_after": 90.0},
+        "other_load": 0.0,
+        "import_s": 0.1,
+        "rows": rows,
+    }
+
+
+@pytest.mark.parametrize(
+    ("ratios", "missed"),
+    [
+        ({"RNN": 2.0, "GRU": 2.0, "LSTM": 1.0}, []),
+        ({"RNN": 1.9, "GRU": 2.5, "LSTM": 1.0}, ["RNN, geometric mean of the ratios"]),
+        (
+            {"RNN": 2.0, "GRU": 2.0, "LSTM": 0.9},
+            ["LSTM, geometric mean of the ratios", "smallest ratio of any row"],
+        ),
+    ],
+    ids=["all met", "RNN slow", "LSTM slower than torch"],
+)
+def test_bars_are_judged(report, ratios, missed):
+    result = made_up(report, ratios)
+    assert [bar.what for bar in report.bars(result) if not bar.met] == missed
+
+
+def test_tables_hold_every_row(report):
+    result = made_up(report, {"RNN": 3.0, "GRU": 2.0, "LSTM": 1.5})
+    text = report.markdown(result)
+    assert len(re.findall(r"\*\*\d\.\d\d\*\*", text)) == len(report.GRID) == 60
+    assert "| RNN | 3.00 | 3.00 | 3.00 | 3.00 |" in text
+    assert report.folder_of(result) == "cpu-some-cpu-3-ghz"
+
+
+def test_operations_are_those_of_the_products(report):
+    grid = {str(p): p for p in report.GRID}
+    forward = grid["LSTM-bidirectional-T100-B32-H128-forward"]
+    assert forward.gflop == 2 * 100 * 32 * 2 * 4 * 128 * (128 + 128) / 1e9
+    both = grid["LSTM-bidirectional-T100-B32-H128-forward+backward"]
+    assert both.gflop == pytest.approx(3 * forward.gflop)

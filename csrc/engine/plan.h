@@ -24,7 +24,7 @@ Plan plan_cpu(const Sizes& sizes, int gates, int vector, int threads);
 struct Range {
   int64_t begin, end;
 };
-inline Range cut(int64_t total, int parts, int index) {
+inline __attribute__((always_inline)) Range cut(int64_t total, int parts, int index) {
   return {total * index / parts, total * (index + 1) / parts};
 }
 

@@ -88,7 +88,6 @@ def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
     return torch.where(inside.unsqueeze(-1), x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
-@torch.compiler.assume_constant_result
 def _transform_levels() -> tuple[bool, bool]:
     """Whether forward-mode AD is on, and whether any torch.func transform is.
 
@@ -97,6 +96,10 @@ def _transform_levels() -> tuple[bool, bool]:
     """
     functorch = torch._C._functorch.peek_interpreter_stack() is not None
     return forward_ad._current_level >= 0, functorch
+
+
+# What torch.compiler.assume_constant_result does, without importing Dynamo, which takes a second.
+_transform_levels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def transforms_at_work() -> tuple[str | None, bool]:

@@ -13,12 +13,10 @@ import torch
 SEED = int(os.environ.get("BPTT_TEST_SEED", "20"))
 THREADS = 2
 
-# One seed gives one set of examples; another BPTT_TEST_SEED gives others.
 hypothesis.settings.register_profile(
     "bptt",
     deadline=None,  # the machine may be busy
     database=None,
-    derandomize="BPTT_TEST_SEED" not in os.environ,
     max_examples=40,
     suppress_health_check=[
         hypothesis.HealthCheck.too_slow,
@@ -27,6 +25,13 @@ hypothesis.settings.register_profile(
     ],
 )
 hypothesis.settings.load_profile("bptt")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_configure(config):
+    # Read by hypothesis when it is configured, right after: one seed gives one set of examples.
+    if config.option.hypothesis_seed is None:
+        config.option.hypothesis_seed = SEED
 
 
 def pytest_report_header(config):

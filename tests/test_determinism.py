@@ -4,6 +4,8 @@ The number of threads changes no bit of the time loop. torch's own matrix produc
 gradients come from, make no such promise, so the tests about threads look at the ops themselves.
 """
 
+import math
+
 import pytest
 import torch
 

@@ -70,4 +70,4 @@ def test_two_processes_train_to_the_weights_of_one(tmp_path):
         for name, weight in expected.items():
             assert torch.equal(first[name], second[name]), name
             torch.testing.assert_close(first[name], weight, rtol=1e-5, atol=1e-6)
-            assert (weight - start[name]).abs().max() > 1e-3, name  # it did train
+            assert (weight - start[name]).abs().max() > 1e-4, name  # it did train

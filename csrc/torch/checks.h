@@ -60,7 +60,13 @@ inline std::vector<int64_t> shape_of(const Tensor& tensor) {
   return shape;
 }
 
+// None for a required tensor reaches an op as an undefined one.
+inline void check_given(const char* op, const char* name, const Tensor& tensor) {
+  STD_TORCH_CHECK(tensor.defined(), op, ": ", name, " must be a tensor, got None");
+}
+
 inline void check_rank(const char* op, const char* name, const Tensor& tensor, int64_t rank) {
+  check_given(op, name, tensor);
   STD_TORCH_CHECK(tensor.dim() == rank, op, ": ", name, " must have ", rank,
                   " dimensions, got shape ", shape_text(shape_of(tensor)));
 }

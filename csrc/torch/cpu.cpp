@@ -292,6 +292,8 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
   const MaybeTensor dy_dense = checked(p, "dy", dy, "[T, B, D, R]", y_shape);
   const MaybeTensor dh_n_dense = checked(p, "dh_n", dh_n, "[D, B, R]", h_shape);
   const MaybeTensor dc_n_dense = checked(p, "dc_n", dc_n, "[D, B, H]", c_shape);
+  check_given(p.op, "saved", saved);
+  check_given(p.op, "cells", cells);
   Tensor saved_dense = saved, cells_dense = cells;
   if (cell.saved > 0) {
     check_tensor(p.op, "saved", saved, "[T, B, D, A, H]",

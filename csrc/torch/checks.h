@@ -73,6 +73,7 @@ inline void check_rank(const char* op, const char* name, const Tensor& tensor, i
 
 inline void check_tensor(const char* op, const char* name, const Tensor& tensor,
                          const char* formula, const std::vector<int64_t>& shape, ScalarType dtype) {
+  check_given(op, name, tensor);
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be a CPU tensor");
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, op, ": ", name, " must have dtype ",
                   torch::headeronly::toString(dtype), ", got ",

@@ -1,7 +1,8 @@
 """Is every result the same to the last bit, run to run and whoever takes part in it?
 
-The number of threads changes no bit of the time loop. torch's own matrix products, which the weight
-gradients come from, make no such promise, so the tests about threads look at the ops themselves.
+The number of threads changes no bit of our ops. torch's own sums and products, which bias gradients
+and bfloat16 weight gradients come from, make no such promise, so the thread tests look at the
+ops themselves; the products over all steps have theirs in test_matrix_product.py.
 """
 
 import math

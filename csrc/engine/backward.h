@@ -112,15 +112,17 @@ class BackwardLoop {
   void pack() {
     const S* w = as_storage(p_.in.w_hh) + d_ * kGates * s_.hidden * s_.state;
     const int members = part_.lane_members(), index = part_.lane_index();
-    for_panels(m_.first, members, index, [&](int64_t p) { pack_columns(m_.first, w, p); });
+    for_panels(m_.first, members, index,
+               [&](int64_t p) { pack_columns(m_.first, w, s_.state, p); });
     if constexpr (Cell::kStages == 2) {
       const S* last = w + kFirstGates * s_.hidden * s_.state;
-      for_panels(m_.second, members, index, [&](int64_t p) { pack_columns(m_.second, last, p); });
+      for_panels(m_.second, members, index,
+                 [&](int64_t p) { pack_columns(m_.second, last, s_.hidden, p); });
     }
     if (projected_) {
       const S* w_hr = as_storage(p_.in.w_hr) + d_ * s_.state * s_.hidden;
       for_panels(m_.projection, members, index,
-                 [&](int64_t p) { pack_columns(m_.projection, w_hr, p); });
+                 [&](int64_t p) { pack_columns(m_.projection, w_hr, s_.hidden, p); });
     }
   }
 

@@ -14,6 +14,8 @@ struct CpuKernels {
   void (*forward)(const ForwardParams&, const ThreadPool&, void* scratch);
   int64_t (*backward_scratch)(const BackwardParams&, int threads);
   void (*backward)(const BackwardParams&, const ThreadPool&, void* scratch);
+  int64_t (*matrix_scratch)(const MatrixParams&, int threads);
+  void (*matrix_product)(const MatrixParams&, const ThreadPool&, void* scratch);
 };
 
 // The kernels in use: the best supported, or those that BPTT_CPU_ISA names ("baseline", "avx2",

@@ -5,6 +5,7 @@
 #include "backward.h"
 #include "cpu.h"
 #include "forward.h"
+#include "matrix.h"
 
 namespace bptt {
 namespace {
@@ -58,12 +59,23 @@ void backward(const BackwardParams& p, const ThreadPool& pool, void* scratch) {
   });
 }
 
+int64_t matrix_scratch(const MatrixParams& p, int threads) {
+  const MatrixGrid grid = plan_matrix(p, threads);
+  return p.dtype == Dtype::kFloat64 ? MatrixTask<double>::scratch_bytes(p, grid)
+                                    : MatrixTask<float>::scratch_bytes(p, grid);
+}
+
+void matrix_product(const MatrixParams& p, const ThreadPool& pool, void* scratch) {
+  p.dtype == Dtype::kFloat64 ? run_matrix_tasks<double>(p, pool, scratch)
+                             : run_matrix_tasks<float>(p, pool, scratch);
+}
+
 }  // namespace
 
 namespace BPTT_ISA {
 extern const CpuKernels kernels;
 const CpuKernels kernels = {BPTT_TEXT(BPTT_ISA), kVectorBytes, forward_scratch, forward,
-                            backward_scratch,    backward};
+                            backward_scratch,    backward,     matrix_scratch,  matrix_product};
 }  // namespace BPTT_ISA
 
 }  // namespace bptt

@@ -4,9 +4,11 @@
 // while it is in the first cache. With a second product (a projection, or GRU with the reset before
 // the product) the workers of a slice meet once more in between.
 //
-// The input projection runs ahead of the loop by a few steps at a time: enough rows to multiply at
-// full speed, few enough to be in a near cache when the loop reads them. It is written where the
-// step will save its gates, so that the largest tensor of a layer exists once, or to a small buffer
+// The input joins the hidden state where a cell only needs the sum of both products and the batch
+// fills the tiles: one product with [w_ih | w_hh], whose gates never see memory. Otherwise the
+// input projection runs ahead of the loop by a few steps at a time: enough rows to multiply at full
+// speed, few enough to be in a near cache when the loop reads them. It is written where the step
+// will save its gates, so that the largest tensor of a layer exists once, or to a small buffer
 // where nothing is saved.
 #pragma once
 
@@ -25,30 +27,34 @@ class ForwardLoop {
   static_assert(CellCheck<Cell>::ok);
 
   static constexpr int64_t kProjectedRows = 128;
+  static constexpr int64_t kJoinedRows = 16;
 
   struct Scratch {
+    int64_t joined;  // inputs before each hidden state: I, or 0 where they are projected ahead
     Packed<T> input, first, second, projection;
-    int64_t chunk;  // steps that are projected at a time
+    int64_t chunk;  // steps that are projected at a time, or 0
     T* x;           // [chunk, B, I], each slice of the batch on its own
     S* gates;       // [chunk, B, G, H], where nothing is saved
-    T* hidden[2];   // [B, R], alternating by step: read in one, written in the other
+    T* hidden[2];   // [B, joined + R], alternating by step: read in one, written in the other
     T* cell;        // [B, H]
     T* operand;     // [B, H]
     T* partial;     // [B, A, H]: what the first stage leaves for the second
     int64_t state_stride, unit_stride;
 
     Scratch(Arena& arena, const ForwardParams& p, int slices, int row_slices)
-        : state_stride(round_up(p.sizes.state, kLanes)),
+        : joined(joins(p.sizes) ? p.sizes.inputs : 0),
+          chunk(0),
+          state_stride(joined + round_up(p.sizes.state, kLanes)),
           unit_stride(round_up(p.sizes.hidden, kLanes)) {
       const Sizes& s = p.sizes;
-      const int64_t enough = kProjectedRows * row_slices / (s.batch + 1) + 1;
-      chunk = enough < s.steps ? enough : s.steps;
-      if (s.inputs > 0) {
+      if (s.inputs > 0 && joined == 0) {
+        const int64_t enough = kProjectedRows * row_slices / (s.batch + 1) + 1;
+        chunk = enough < s.steps ? enough : s.steps;
         input = make_packed<T>(arena, s.hidden, kGates, s.inputs, slices);
         x = arena.take<T>(chunk * s.batch * s.inputs);
         gates = arena.take<S>(saves_gates(p) ? 0 : chunk * s.batch * kGates * s.hidden);
       }
-      first = make_packed<T>(arena, s.hidden, kFirstGates, s.state, slices);
+      first = make_packed<T>(arena, s.hidden, kFirstGates, joined + s.state, slices);
       hidden[0] = arena.take<T>(s.batch * state_stride);
       hidden[1] = arena.take<T>(s.batch * state_stride);
       cell = arena.take<T>(Cell::kStates == 2 ? s.batch * unit_stride : 0);
@@ -74,13 +80,14 @@ class ForwardLoop {
     start();
     part_.meet_lane();
     for (int64_t s = 0; s < s_.steps; ++s) {
-      if (s_.inputs > 0 && s % m_.chunk == 0) project(s);
+      if (m_.chunk > 0 && s % m_.chunk == 0) project(s);
       step_ = s;
       t_ = time(s);
       next_t_ = time(s + 1);
-      read_ = m_.hidden[s % 2];
-      write_ = m_.hidden[(s + 1) % 2];
-      multiply(m_.first, part_, part_.rows, read_, m_.state_stride, masks_.none(),
+      read_ = hidden(s);
+      write_ = hidden(s + 1);
+      if (m_.joined > 0 && s + 1 < s_.steps) join_input(s + 1);
+      multiply(m_.first, part_, part_.rows, read_ - m_.joined, m_.state_stride, masks_.none(),
                [&](auto rows, const Block<T>& block) { first<rows.value>(block); });
       if constexpr (Cell::kStages == 2) {
         part_.meet_slice();
@@ -99,6 +106,11 @@ class ForwardLoop {
 
  private:
   const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
+  T* hidden(int64_t s) const { return m_.hidden[s % 2] + m_.joined; }
+  // Depends on the problem alone: the number of workers must not change how a sum is made.
+  static bool joins(const Sizes& s) {
+    return Cell::kSharedGates && Cell::kStages == 1 && s.inputs > 0 && s.batch >= kJoinedRows;
+  }
   int64_t time(int64_t s) const { return p_.in.reverse[d_] ? s_.steps - 1 - s : s; }
   const Packed<T>& state_blocks() const { return projected_ ? m_.projection : m_.first; }
 
@@ -107,17 +119,20 @@ class ForwardLoop {
     const int members = part_.lane_members(), index = part_.lane_index();
     if (s_.inputs > 0) {
       const S* w_ih = as_storage(p_.w_ih) + d_ * kGates * s_.hidden * s_.inputs;
-      for_panels(m_.input, members, index, [&](int64_t p) { pack_rows(m_.input, w_ih, p); });
+      const Packed<T>& to = m_.joined > 0 ? m_.first : m_.input;
+      for_panels(to, members, index, [&](int64_t p) { pack_rows(to, 0, w_ih, s_.inputs, p); });
     }
-    for_panels(m_.first, members, index, [&](int64_t p) { pack_rows(m_.first, w, p); });
+    for_panels(m_.first, members, index,
+               [&](int64_t p) { pack_rows(m_.first, m_.joined, w, s_.state, p); });
     if constexpr (Cell::kStages == 2) {
       const S* last = w + kFirstGates * s_.hidden * s_.state;
-      for_panels(m_.second, members, index, [&](int64_t p) { pack_rows(m_.second, last, p); });
+      for_panels(m_.second, members, index,
+                 [&](int64_t p) { pack_rows(m_.second, 0, last, s_.hidden, p); });
     }
     if (projected_) {
       const S* w_hr = as_storage(p_.in.w_hr) + d_ * s_.state * s_.hidden;
       for_panels(m_.projection, members, index,
-                 [&](int64_t p) { pack_rows(m_.projection, w_hr, p); });
+                 [&](int64_t p) { pack_rows(m_.projection, 0, w_hr, s_.hidden, p); });
     }
   }
 
@@ -133,10 +148,11 @@ class ForwardLoop {
 
   void start() {
     const int64_t t = time(0);
+    if (m_.joined > 0 && s_.steps > 0) join_input(0);
     for_states(state_blocks(), s_.state, m_.state_stride,
                [&](int64_t b, int64_t from, int64_t to, int n) {
                  const V h = load(as_storage(p_.in.h0) + from, n);
-                 store(m_.hidden[0] + to, masks_.clears(t, b) ? V(T(0)) : h);
+                 store(hidden(0) + to, masks_.clears(t, b) ? V(T(0)) : h);
                });
     if constexpr (Cell::kStates == 2) {
       for_states(m_.first, s_.hidden, m_.unit_stride,
@@ -150,7 +166,7 @@ class ForwardLoop {
   void finish() {
     for_states(state_blocks(), s_.state, m_.state_stride,
                [&](int64_t, int64_t to, int64_t from, int n) {
-                 store(static_cast<S*>(p_.h_n) + to, load(m_.hidden[s_.steps % 2] + from), n);
+                 store(static_cast<S*>(p_.h_n) + to, load(hidden(s_.steps) + from), n);
                });
     if constexpr (Cell::kStates == 2) {
       for_states(m_.first, s_.hidden, m_.unit_stride,
@@ -179,6 +195,24 @@ class ForwardLoop {
     return m_.gates + (s % m_.chunk * s_.batch + b) * kGates * s_.hidden;
   }
 
+  // Copies features [begin, end) of one row of the input of step s.
+  void copy_input(int64_t s, int64_t b, Range features, T* to) const {
+    const S* from = as_storage(p_.x) + time(s) * p_.x_strides.step + b * p_.x_strides.row;
+    for (int64_t k = features.begin; k < features.end; k += kLanes) {
+      const int64_t left = features.end - k;
+      const int n = left < kLanes ? static_cast<int>(left) : kLanes;
+      store(to + k, load(from + k, n), n);
+    }
+  }
+
+  // Puts the input of step s before the hidden state that will enter it.
+  void join_input(int64_t s) const {
+    const Range mine = cut(s_.inputs, part_.plan.unit_slices, part_.unit_slice);
+    for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) {
+      copy_input(s, b, mine, m_.hidden[s % 2] + b * m_.state_stride);
+    }
+  }
+
   // Projects the inputs of the next steps, from step s on.
   void project(int64_t s) {
     const int64_t count = s + m_.chunk < s_.steps ? m_.chunk : s_.steps - s;
@@ -186,13 +220,7 @@ class ForwardLoop {
     T* x = m_.x + part_.rows.begin * m_.chunk * s_.inputs;
     const Range mine = cut(count * height, part_.plan.unit_slices, part_.unit_slice);
     for (int64_t r = mine.begin; r < mine.end; ++r) {
-      const S* from = as_storage(p_.x) + time(s + r / height) * p_.x_strides.step +
-                      (part_.rows.begin + r % height) * p_.x_strides.row;
-      for (int64_t k = 0; k < s_.inputs; k += kLanes) {
-        const int64_t left = s_.inputs - k;
-        const int n = left < kLanes ? static_cast<int>(left) : kLanes;
-        store(x + r * s_.inputs + k, load(from + k, n), n);
-      }
+      copy_input(s + r / height, part_.rows.begin + r % height, {0, s_.inputs}, x + r * s_.inputs);
     }
     part_.meet_slice();
     multiply(m_.input, part_, {0, count * height}, x, s_.inputs, false,
@@ -218,10 +246,13 @@ class ForwardLoop {
 
   template <int N>
   void load_gates_x(const Block<T>& block, Rows<T, N>* gates_x) const {
-    const S* from = gates_row(step_, block.row) + block.unit;
+    const S* from = m_.joined > 0 ? nullptr : gates_row(step_, block.row) + block.unit;
 #pragma GCC unroll 4
     for (int g = 0; g < kGates; ++g) {
-      gates_x[g] = load_rows<N>(from + g * s_.hidden, gates_row_stride(), block.count);
+      gates_x[g] = Rows<T, N>(0);  // a joined input is in the other half of the sum
+      if (from != nullptr) {
+        gates_x[g] = load_rows<N>(from + g * s_.hidden, gates_row_stride(), block.count);
+      }
       if (p_.b_ih != nullptr) gates_x[g] = gates_x[g] + bias<N>(p_.b_ih, g, block);
     }
   }

@@ -81,4 +81,17 @@ struct BackwardParams {
   void* dh;           // [T, B, D, R]: gradient of every hidden state, for a projection's weights
 };
 
+// out [M, N] = start + A [M, K] B [K, N], in float or double. One stride of A is 1; the columns of
+// B are neighbours.
+struct MatrixParams {
+  Dtype dtype;
+  int64_t rows, columns, depth;  // M, N, K
+  const void* a;
+  int64_t a_row_stride, a_depth_stride;
+  const void* b;
+  int64_t b_stride;   // between its rows
+  const void* start;  // [M, N], or null: zeros
+  void* out;          // [M, N]
+};
+
 }  // namespace bptt

@@ -39,4 +39,18 @@ Plan plan_cpu(const Sizes& s, int gates, int vector, int threads) {
   return plan;
 }
 
+// Of all grids the one whose rectangles are nearest to squares: a task packs its own part of both
+// factors.
+MatrixGrid plan_matrix(const MatrixParams& p, int threads) {
+  const double m = static_cast<double>(p.rows), n = static_cast<double>(p.columns);
+  threads = clamp(2.0 * m * n * static_cast<double>(p.depth) / kFlopsPerTeamMember, threads);
+  MatrixGrid best{threads, 1};
+  for (int rows = 1; rows <= threads; ++rows) {
+    const MatrixGrid grid{rows, threads / rows};
+    if (grid.tasks() < best.tasks()) continue;
+    if (m / grid.rows + n / grid.columns < m / best.rows + n / best.columns) best = grid;
+  }
+  return best;
+}
+
 }  // namespace bptt

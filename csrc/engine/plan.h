@@ -20,6 +20,14 @@ struct Plan {
 // `threads` is the most workers to use; `gates` is G; `vector` the elements of a vector register.
 Plan plan_cpu(const Sizes& sizes, int gates, int vector, int threads);
 
+// A matrix product is cut into rectangles, one for each thread.
+struct MatrixGrid {
+  int rows, columns;
+  int tasks() const { return rows * columns; }
+};
+
+MatrixGrid plan_matrix(const MatrixParams& params, int threads);
+
 // [begin, end) of part `index` when `total` is cut into `parts` nearly equal runs.
 struct Range {
   int64_t begin, end;

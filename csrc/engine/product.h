@@ -62,34 +62,33 @@ BPTT_INLINE void transpose(Vec<T> (&square)[Vec<T>::kLanes]) {
   }
 }
 
-// Element (unit, gate, k) of the matrix is source[(gate * units + unit) * depth + k].
+// Element (unit, gate, first + k) of the matrix is source[(gate * units + unit) * depth + k].
 template <class S, class T>
-void pack_rows(const Packed<T>& to, const S* source, int64_t p) {
+void pack_rows(const Packed<T>& to, int64_t first_k, const S* source, int64_t depth, int64_t p) {
   using V = Vec<T>;
   constexpr int lanes = V::kLanes;
-  T* out = to.panel(p);
   const int vectors = to.blocks_in(p) * to.gates;
-  for (int64_t k = 0; k < to.depth; k += lanes) {
-    const int64_t left = to.depth - k;
-    const int depth = left < lanes ? static_cast<int>(left) : lanes;
+  T* out = to.panel(p) + first_k * vectors * lanes;
+  for (int64_t k = 0; k < depth; k += lanes) {
+    const int count = static_cast<int>(depth - k < lanes ? depth - k : lanes);
     for (int v = 0; v < vectors; ++v) {
       const int64_t first = (p * to.panel_blocks + v / to.gates) * lanes;
-      const S* rows = source + ((v % to.gates) * to.units + first) * to.depth + k;
+      const S* rows = source + ((v % to.gates) * to.units + first) * depth + k;
       V square[lanes];
 #pragma GCC unroll 16
       for (int lane = 0; lane < lanes; ++lane) {
         const bool exists = first + lane < to.units;
-        square[lane] = exists ? load(rows + lane * to.depth, depth) : V(T(0));
+        square[lane] = exists ? load(rows + lane * depth, count) : V(T(0));
       }
       transpose(square);
-      for (int j = 0; j < depth; ++j) store(out + ((k + j) * vectors + v) * lanes, square[j]);
+      for (int j = 0; j < count; ++j) store(out + ((k + j) * vectors + v) * lanes, square[j]);
     }
   }
 }
 
-// Element (unit, k) is source[k * units + unit]; one gate.
+// Element (unit, k) is source[k * stride + unit]; one gate.
 template <class S, class T>
-void pack_columns(const Packed<T>& to, const S* source, int64_t p) {
+void pack_columns(const Packed<T>& to, const S* source, int64_t stride, int64_t p) {
   constexpr int lanes = Vec<T>::kLanes;
   T* out = to.panel(p);
   const int vectors = to.blocks_in(p);
@@ -98,13 +97,17 @@ void pack_columns(const Packed<T>& to, const S* source, int64_t p) {
       const int64_t first = (p * to.panel_blocks + v) * lanes;
       const int64_t left = to.units - first;
       store(out + (k * vectors + v) * lanes,
-            load(source + k * to.units + first, left < lanes ? static_cast<int>(left) : lanes));
+            load(source + k * stride + first, left < lanes ? static_cast<int>(left) : lanes));
     }
   }
 }
 
-template <class T, int kVectors, int kRows>
-void multiply_tile(const T* rows, int64_t row_stride, const T* panel, int64_t depth, T* tile) {
+// How the rows to multiply lie in memory: each of them dense, or element k of all rows side by
+// side.
+enum class Layout { kDenseRows, kSideBySide };
+
+template <class T, int kVectors, int kRows, Layout kLayout>
+void multiply_tile(const T* rows, int64_t stride, const T* panel, int64_t depth, T* tile) {
   using V = Vec<T>;
   V sum[kRows][kVectors];
 #pragma GCC unroll 8
@@ -121,7 +124,7 @@ void multiply_tile(const T* rows, int64_t row_stride, const T* panel, int64_t de
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const V value(rows[r * row_stride + k]);
+      const V value(rows[kLayout == Layout::kDenseRows ? r * stride + k : k * stride + r]);
 #pragma GCC unroll 4
       for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] + value * weights[v];
     }
@@ -136,31 +139,31 @@ void multiply_tile(const T* rows, int64_t row_stride, const T* panel, int64_t de
 template <class T>
 using TileFunction = void (*)(const T*, int64_t, const T*, int64_t, T*);
 
-template <class T, int kVectors>
+template <class T, int kVectors, Layout kLayout>
 TileFunction<T> tile_function(int rows) {
   switch (rows) {
-    case 1: return multiply_tile<T, kVectors, 1>;
-    case 2: return multiply_tile<T, kVectors, 2>;
-    case 3: return multiply_tile<T, kVectors, 3>;
-    case 4: return multiply_tile<T, kVectors, 4>;
+    case 1: return multiply_tile<T, kVectors, 1, kLayout>;
+    case 2: return multiply_tile<T, kVectors, 2, kLayout>;
+    case 3: return multiply_tile<T, kVectors, 3, kLayout>;
+    case 4: return multiply_tile<T, kVectors, 4, kLayout>;
     default: break;
   }
   if constexpr (tile_rows(kVectors) > 4) {
-    if (rows == 5) return multiply_tile<T, kVectors, 5>;
-    if (rows == 6) return multiply_tile<T, kVectors, 6>;
+    if (rows == 5) return multiply_tile<T, kVectors, 5, kLayout>;
+    if (rows == 6) return multiply_tile<T, kVectors, 6, kLayout>;
   }
   if constexpr (tile_rows(kVectors) > 6) {
-    if (rows == 7) return multiply_tile<T, kVectors, 7>;
-    if (rows == 8) return multiply_tile<T, kVectors, 8>;
+    if (rows == 7) return multiply_tile<T, kVectors, 7, kLayout>;
+    if (rows == 8) return multiply_tile<T, kVectors, 8, kLayout>;
   }
   return nullptr;
 }
 
 // Multiplies rows [begin, end) of `rows` by panel p and hands every tile to
 // consume(first_row, count, tile, vectors), tile being [count][vectors][lanes].
-template <class T, class Consume>
-BPTT_INLINE void multiply_panel(const Packed<T>& weights, int64_t p, const T* rows,
-                                int64_t row_stride, int64_t begin, int64_t end, Consume consume) {
+template <Layout kLayout, class T, class Consume>
+BPTT_INLINE void multiply_panel(const Packed<T>& weights, int64_t p, const T* rows, int64_t stride,
+                                int64_t begin, int64_t end, Consume consume) {
   constexpr int lanes = Vec<T>::kLanes;
   alignas(64) T tile[kMostRows * kPanelVectors * lanes];
   const int vectors = weights.blocks_in(p) * weights.gates;
@@ -173,12 +176,13 @@ BPTT_INLINE void multiply_panel(const Packed<T>& weights, int64_t p, const T* ro
     const int height = static_cast<int>(begin + count * (i + 1) / tiles - first);
     TileFunction<T> multiply = nullptr;
     switch (vectors) {
-      case 1: multiply = tile_function<T, 1>(height); break;
-      case 2: multiply = tile_function<T, 2>(height); break;
-      case 3: multiply = tile_function<T, 3>(height); break;
-      default: multiply = tile_function<T, 4>(height); break;
+      case 1: multiply = tile_function<T, 1, kLayout>(height); break;
+      case 2: multiply = tile_function<T, 2, kLayout>(height); break;
+      case 3: multiply = tile_function<T, 3, kLayout>(height); break;
+      default: multiply = tile_function<T, 4, kLayout>(height); break;
     }
-    multiply(rows + first * row_stride, row_stride, weights.panel(p), weights.depth, tile);
+    const T* top = rows + (kLayout == Layout::kDenseRows ? first * stride : first);
+    multiply(top, stride, weights.panel(p), weights.depth, tile);
     consume(first, height, tile, vectors);
   }
 }

@@ -140,19 +140,20 @@ BPTT_INLINE void multiply(const Packed<T>& weights, const Part& part, Range rang
                           int64_t row_stride, bool pairs, Consume consume) {
   constexpr int lanes = Packed<T>::kLanes;
   for_panels(weights, part.plan.unit_slices, part.unit_slice, [&](int64_t p) {
-    multiply_panel(weights, p, rows, row_stride, range.begin, range.end,
-                   [&](int64_t first_row, int height, const T* tile, int vectors) {
-                     for (int v = 0; v < vectors; v += weights.gates) {
-                       const int64_t unit = p * weights.panel_units() + v / weights.gates * lanes;
-                       const int64_t left = weights.units - unit;
-                       const int count = static_cast<int>(left < lanes ? left : lanes);
-                       const int64_t stride = vectors * lanes;
-                       for_row_groups({0, height}, pairs, [&](auto rows, int64_t r) {
-                         consume(rows, Block<T>{first_row + r, unit, count,
-                                                tile + r * stride + v * lanes, stride});
-                       });
-                     }
-                   });
+    multiply_panel<Layout::kDenseRows>(
+        weights, p, rows, row_stride, range.begin, range.end,
+        [&](int64_t first_row, int height, const T* tile, int vectors) {
+          for (int v = 0; v < vectors; v += weights.gates) {
+            const int64_t unit = p * weights.panel_units() + v / weights.gates * lanes;
+            const int64_t left = weights.units - unit;
+            const int count = static_cast<int>(left < lanes ? left : lanes);
+            const int64_t stride = vectors * lanes;
+            for_row_groups({0, height}, pairs, [&](auto rows, int64_t r) {
+              consume(rows,
+                      Block<T>{first_row + r, unit, count, tile + r * stride + v * lanes, stride});
+            });
+          }
+        });
   });
 }
 

@@ -1,14 +1,9 @@
 // The CPU implementation of the ops: tensors in, checks, parameters of csrc/engine out.
-#include "../engine/cpu.h"
-
-#include <torch/csrc/stable/c/shim.h>
-
 #include <tuple>
 
 #include "../engine/cells_table.h"
 #include "../engine/plan.h"
-#include "checks.h"
-#include "memory.h"
+#include "cpu_call.h"
 
 namespace bptt {
 namespace {
@@ -47,29 +42,6 @@ CellTraits cell_of(const char* op, const Text& backend, const Text& cell) {
   const CellTraits* traits = find_cell(cell.value.c_str());
   STD_TORCH_CHECK(traits != nullptr, op, ": unknown cell \"", cell.value, "\"");
   return *traits;
-}
-
-const CpuKernels& kernels() {
-  const CpuKernels* chosen = cpu_kernels();
-  STD_TORCH_CHECK(chosen != nullptr,
-                  "BPTT_CPU_ISA names an instruction set that this machine or build lacks; one of "
-                  "baseline, avx2, avx512 expected");
-  return *chosen;
-}
-
-void parallel_for(int64_t n, void (*f)(int64_t, int64_t, void*), void* context) {
-  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, 1, f, context));
-}
-
-ThreadPool thread_pool() {
-  uint32_t count = 1;
-  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&count));
-  return {static_cast<int>(count), parallel_for};
-}
-
-const void* data(const Tensor& tensor) { return tensor.const_data_ptr(); }
-const void* data(const MaybeTensor& tensor) {
-  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
 }
 
 // Sizes of a problem, from the leading axes [T, B] of one tensor, and w_hh. All other shapes are
@@ -164,12 +136,6 @@ Inputs inputs_of(const Options& o) {
           reinterpret_cast<const bool*>(o.reverse.data())};
 }
 
-Tensor make(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
-  Tensor tensor = torch::stable::new_empty(like, shape, dtype);
-  prepare_memory(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
-  return tensor;
-}
-
 // An op's outputs have fixed places; what a cell lacks is an empty tensor.
 Tensor make_if(bool wanted, const Tensor& like, const std::vector<int64_t>& shape,
                ScalarType dtype) {
@@ -178,10 +144,6 @@ Tensor make_if(bool wanted, const Tensor& like, const std::vector<int64_t>& shap
 
 void* out(bool wanted, const Tensor& tensor) {
   return wanted ? tensor.mutable_data_ptr() : nullptr;
-}
-
-Tensor scratch_memory(const Tensor& like, int64_t bytes) {
-  return make(like, {bytes}, ScalarType::Byte);
 }
 
 // The type of cell states and sums.

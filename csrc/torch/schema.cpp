@@ -15,6 +15,9 @@ STABLE_TORCH_LIBRARY(bptt, m) {
       "Tensor h0, Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse) "
       "-> (Tensor dgates_x, Tensor dgates_h, Tensor dh0, Tensor dc0, Tensor dpeephole, "
       "Tensor operand, Tensor dh)");
+  // start [M, N] + a [M, K] @ b [K, N], float32 or float64: gradients that are one product over all
+  // steps. The result is dense, and the same to the bit for any number of threads.
+  m.def("matrix_product(Tensor a, Tensor b, Tensor? start) -> Tensor");
   m.def("cpu_instruction_set() -> str");
   // How the cpu backend would share sizes [T, B, D, H, R] among torch's threads: lanes, row slices,
   // unit slices, elements of a vector register.

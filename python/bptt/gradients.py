@@ -103,7 +103,7 @@ def loop_gradients(
     grads = {"gates_x": dgates_x, "h0": dh0, "c0": dc0}
     if "x" in needed:
         w_ih = loop.w_ih.reshape(directions * gates * hidden, -1)
-        dx = rows_x.reshape(steps * batch, directions * gates * hidden) @ w_ih
+        dx = _product(rows_x.reshape(steps * batch, directions * gates * hidden), w_ih)
         grads["x"] = dx.reshape(steps, batch, w_ih.shape[1])
     if "w_ih" in needed:
         x = loop.x.unsqueeze(2).expand(*rows_x.shape[:3], loop.x.shape[-1])
@@ -145,8 +145,15 @@ def _outer_sum(rows: Tensor, columns: Tensor, groups: int) -> Tensor:
     if groups > 1:
         return torch.einsum("tnbdm,tnbdk->ndmk", _grouped(rows, groups), _grouped(columns, groups))
     # One GEMM per direction on strided views: nothing is copied.
-    planes = [_matrix(rows, d).t() @ _matrix(columns, d) for d in range(rows.shape[2])]
+    planes = [_product(_matrix(rows, d).t(), _matrix(columns, d)) for d in range(rows.shape[2])]
     return _stacked(planes)
+
+
+def _product(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
+    """start + a @ b: on a CPU by the engine's own tiles, which share its threads and its peak."""
+    if a.device.type == "cpu" and a.dtype in (torch.float32, torch.float64):
+        return torch.ops.bptt.matrix_product(a, b, start)
+    return a @ b if start is None else torch.addmm(start, a, b)
 
 
 def _stacked(planes: list[Tensor]) -> Tensor:
@@ -174,8 +181,8 @@ def _hidden_sum(
         if backwards and lengths is not None:
             batch = torch.arange(rows.shape[1], device=rows.device)
             start = rows[(lengths - 1).clamp(min=0), batch, d]  # a length of 0 has zero rows
-        initial = start.t() @ h0[d]
-        planes.append(torch.addmm(initial, _matrix(later, d).t(), _matrix(earlier, d)))
+        initial = _product(start.t(), h0[d])
+        planes.append(_product(_matrix(later, d).t(), _matrix(earlier, d), initial))
     return _stacked(planes)
 
 

@@ -179,6 +179,25 @@ def _fake_backward(
     )
 
 
+def _fake_product(a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
+def _setup_product(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+
+
+def _product_backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    a, b = ctx.saved_tensors
+    need_a, need_b, need_start = ctx.needs_input_grad
+    product = torch.ops.bptt.matrix_product
+    return (
+        product(dout, b.t(), None) if need_a else None,
+        product(a.t(), dout, None) if need_b else None,
+        dout if need_start else None,
+    )
+
+
 def _setup_compiled(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     backend, cell, *tensors, reverse, _ = inputs
     ctx.config = Config(backend, cell, tuple(bool(r) for r in reverse))
@@ -208,6 +227,10 @@ def _register() -> None:
     library = torch.library
     library.register_fake("bptt::recurrence_forward", _fake_forward)
     library.register_fake("bptt::recurrence_backward", _fake_backward)
+    library.register_fake("bptt::matrix_product", _fake_product)
+    library.register_autograd(
+        "bptt::matrix_product", _product_backward, setup_context=_setup_product
+    )
     library.register_autograd(
         "bptt::recurrence_forward", _compiled_backward, setup_context=_setup_compiled
     )

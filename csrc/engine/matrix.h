@@ -1,0 +1,162 @@
+// The matrix products after a backward loop: input and weight gradients, over all steps at once.
+//
+// The same tiles as the recurrent product, in blocks that fit the caches. The sum over the depth is
+// cut at fixed places, so that neither threads nor tiles change a bit of the result.
+#pragma once
+
+#include "worker.h"
+
+namespace bptt {
+namespace {
+
+template <class T>
+class MatrixTask {
+ public:
+  using V = Vec<T>;
+  static constexpr int kLanes = V::kLanes;
+  static constexpr int64_t kDepth = 384;   // of a block; a panel of B and a tile of A stay near
+  static constexpr int64_t kHeight = 256;  // rows of A in a block
+  static constexpr int64_t kAhead = 8;
+  // A block of A that comes transposed is copied, as its columns may lie on a page each. An odd
+  // number of cache lines between them spreads them over all sets of the cache.
+  static constexpr int64_t kCopyStride = kHeight + 64 / sizeof(T);
+
+  struct Scratch {
+    T* a;  // [kDepth, kCopyStride], where A comes transposed
+    T* b;  // a block of B in panels
+
+    Scratch(Arena& arena, const MatrixParams& p, int64_t columns) {
+      a = arena.take<T>(transposed(p) ? kDepth * kCopyStride : 0);
+      b = arena.take<T>(round_up(columns, kLanes) * kDepth);
+    }
+  };
+
+  // Task `index` of `grid` computes one rectangle of the result.
+  MatrixTask(const MatrixParams& params, const MatrixGrid& grid, int index, void* scratch)
+      : p_(params),
+        rows_(cut(p_.rows, grid.rows, index / grid.columns)),
+        columns_(cut_panels(p_.columns, grid.columns, index % grid.columns)),
+        m_(task_scratch(params, grid, index, scratch)) {}
+
+  void run() const {
+    if (columns_.begin == columns_.end) return;
+    // At least once: a product of no depth is zero.
+    for (int64_t k = 0; k == 0 || k < p_.depth; k += kDepth) {
+      const int64_t depth = k + kDepth < p_.depth ? kDepth : p_.depth - k;
+      const int64_t units = columns_.end - columns_.begin;
+      const Packed<T> b{m_.b, depth, units, 1, panel_blocks<T>(units, 1, 1)};
+      const T* from = static_cast<const T*>(p_.b) + k * p_.b_stride + columns_.begin;
+      for (int64_t p = 0; p < b.panels(); ++p) pack_columns(b, from, p_.b_stride, p);
+      for (int64_t r = rows_.begin; r < rows_.end; r += kHeight) {
+        const int64_t end = r + kHeight < rows_.end ? r + kHeight : rows_.end;
+        multiply_block(b, k, {r, end});
+      }
+    }
+  }
+
+  static int64_t scratch_bytes(const MatrixParams& params, const MatrixGrid& grid) {
+    Arena arena(nullptr);
+    for (int k = 0; k < grid.tasks(); ++k) take_scratch(arena, params, grid, k);
+    return arena.used();
+  }
+
+ private:
+  static bool transposed(const MatrixParams& p) { return p.a_depth_stride != 1; }
+
+  // Cut between panels: a panel cut in two would be two narrow ones.
+  static Range cut_panels(int64_t columns, int parts, int index) {
+    constexpr int64_t width = kPanelVectors * kLanes;
+    const Range panels = cut((columns + width - 1) / width, parts, index);
+    const int64_t end = panels.end * width;
+    return {panels.begin * width < columns ? panels.begin * width : columns,
+            end < columns ? end : columns};
+  }
+
+  static Scratch take_scratch(Arena& arena, const MatrixParams& params, const MatrixGrid& grid,
+                              int index) {
+    const Range columns = cut_panels(params.columns, grid.columns, index % grid.columns);
+    return Scratch(arena, params, columns.end - columns.begin);
+  }
+
+  static Scratch task_scratch(const MatrixParams& params, const MatrixGrid& grid, int index,
+                              void* base) {
+    Arena arena(base);
+    for (int k = 0; k < index; ++k) take_scratch(arena, params, grid, k);
+    return take_scratch(arena, params, grid, index);
+  }
+
+  void multiply_block(const Packed<T>& b, int64_t k, Range rows) const {
+    const T* a = static_cast<const T*>(p_.a) + rows.begin * p_.a_row_stride + k * p_.a_depth_stride;
+    if (transposed(p_)) {
+      copy_block(a, b.depth, rows.end - rows.begin);
+      multiply_panels<Layout::kSideBySide>(b, k, rows, m_.a, kCopyStride);
+    } else {
+      multiply_panels<Layout::kDenseRows>(b, k, rows, a, p_.a_row_stride);
+    }
+  }
+
+  void copy_block(const T* from, int64_t depth, int64_t height) const {
+    for (int64_t k = 0; k < depth; ++k) {
+      const T* ahead = from + (k + kAhead < depth ? k + kAhead : k) * p_.a_depth_stride;
+      for (int64_t r = 0; r < height; r += kLanes) {
+        __builtin_prefetch(ahead + r);  // the processor itself does not see such short runs coming
+        const int n = static_cast<int>(height - r < kLanes ? height - r : kLanes);
+        store(m_.a + k * kCopyStride + r, load(from + k * p_.a_depth_stride + r, n));
+      }
+    }
+  }
+
+  template <Layout kLayout>
+  void multiply_panels(const Packed<T>& b, int64_t k, Range rows, const T* a,
+                       int64_t stride) const {
+    for (int64_t p = 0; p < b.panels(); ++p) {
+      multiply_panel<kLayout>(b, p, a, stride, 0, rows.end - rows.begin,
+                              [&](int64_t first, int height, const T* tile, int vectors) {
+                                for (int r = 0; r < height; ++r) {
+                                  leave(k, rows.begin + first + r, p * b.panel_units(),
+                                        tile + r * vectors * kLanes, vectors);
+                                }
+                              });
+    }
+  }
+
+  // Adds one row of a tile to the result; the first block of the depth begins it.
+  void leave(int64_t k, int64_t row, int64_t column, const T* sums, int vectors) const {
+    const int64_t at = row * p_.columns + columns_.begin + column;
+    T* out = static_cast<T*>(p_.out) + at;
+    const T* before = k > 0                 ? out
+                      : p_.start == nullptr ? nullptr
+                                            : static_cast<const T*>(p_.start) + at;
+    const int64_t left = columns_.end - columns_.begin - column;
+    for (int64_t c = 0; c < left && c < vectors * kLanes; c += kLanes) {
+      const int n = static_cast<int>(left - c < kLanes ? left - c : kLanes);
+      const V sum = load(sums + c);
+      store(out + c, before == nullptr ? sum : load(before + c, n) + sum, n);
+    }
+  }
+
+  const MatrixParams p_;
+  const Range rows_, columns_;
+  const Scratch m_;
+};
+
+template <class T>
+void run_matrix_tasks(const MatrixParams& params, const ThreadPool& pool, void* scratch) {
+  struct Job {
+    const MatrixParams* params;
+    MatrixGrid grid;
+    void* scratch;
+  } job{&params, plan_matrix(params, pool.count), scratch};
+  pool.parallel_for(
+      job.grid.tasks(),
+      [](int64_t begin, int64_t end, void* context) {
+        const Job& job = *static_cast<Job*>(context);
+        for (int64_t k = begin; k < end; ++k) {
+          MatrixTask<T>(*job.params, job.grid, static_cast<int>(k), job.scratch).run();
+        }
+      },
+      &job);
+}
+
+}  // namespace
+}  // namespace bptt

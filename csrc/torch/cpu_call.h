@@ -1,0 +1,45 @@
+// What every CPU op needs: the kernels of this machine, torch's threads, and memory.
+#pragma once
+
+#include <torch/csrc/stable/c/shim.h>
+
+#include "../engine/cpu.h"
+#include "checks.h"
+#include "memory.h"
+
+namespace bptt {
+
+inline const CpuKernels& kernels() {
+  const CpuKernels* chosen = cpu_kernels();
+  STD_TORCH_CHECK(chosen != nullptr,
+                  "BPTT_CPU_ISA names an instruction set that this machine or build lacks; one of "
+                  "baseline, avx2, avx512 expected");
+  return *chosen;
+}
+
+inline void parallel_for(int64_t n, void (*f)(int64_t, int64_t, void*), void* context) {
+  TORCH_ERROR_CODE_CHECK(torch_parallel_for(0, n, 1, f, context));
+}
+
+inline ThreadPool thread_pool() {
+  uint32_t count = 1;
+  TORCH_ERROR_CODE_CHECK(torch_get_num_threads(&count));
+  return {static_cast<int>(count), parallel_for};
+}
+
+inline const void* data(const Tensor& tensor) { return tensor.const_data_ptr(); }
+inline const void* data(const MaybeTensor& tensor) {
+  return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
+}
+
+inline Tensor make(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
+  Tensor tensor = torch::stable::new_empty(like, shape, dtype);
+  prepare_memory(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
+  return tensor;
+}
+
+inline Tensor scratch_memory(const Tensor& like, int64_t bytes) {
+  return make(like, {bytes}, ScalarType::Byte);
+}
+
+}  // namespace bptt

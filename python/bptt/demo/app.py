@@ -33,11 +33,11 @@ def demo(
     ),
     minutes: Annotated[
         float, typer.Option(min=0.0, help="Time to train for; the learning rate follows it.")
-    ] = 1.8,
+    ] = 0.95,
     epochs: Annotated[
         float, typer.Option(min=0.0, help="Train for so many epochs instead: repeatable.")
     ] = 0.0,
-    seconds: Annotated[float, typer.Option(min=0.0, help="Time for the speed table.")] = 50.0,
+    seconds: Annotated[float, typer.Option(min=0.0, help="Time for the speed table.")] = 35.0,
     seed: Annotated[int, typer.Option(help="Seed of split, weights and batches.")] = 0,
     cell: Annotated[str, typer.Option(help="gru, lstm or rnn, for the model.")] = "gru",
     hidden: Annotated[int, typer.Option(min=2, help="The model's hidden size.")] = 256,

@@ -8,6 +8,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Python compiles what it imports; compiling all of torch would take half of the installation.
+INSTALL := $(PIP) install --no-compile
 
 # Named after TORCH: another TORCH is another stamp, and replaces the torch that is installed.
 TORCH_STAMP := $(STAMPS)/torch-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.+_-' _)
@@ -56,7 +58,7 @@ $(STAMPS)/venv:
 
 $(TORCH_STAMP): $(STAMPS)/venv
 	rm -f $(STAMPS)/torch-*
-	$(PIP) install --constraint requirements/dev.txt '$(TORCH)'
+	$(INSTALL) --constraint requirements/dev.txt '$(TORCH)'
 	$(BIN)/python -W ignore -c 'import torch; print("torch", torch.__version__)'
 	touch $@
 
@@ -64,10 +66,10 @@ $(TORCH_STAMP): $(STAMPS)/venv
 $(STAMPS)/packages: $(TORCH_STAMP) requirements/dev.txt
 	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
 		> $(STAMPS)/constraints.txt
-	$(PIP) install --quiet --constraint $(STAMPS)/constraints.txt --requirement requirements/dev.txt
+	$(INSTALL) --quiet --constraint $(STAMPS)/constraints.txt --requirement requirements/dev.txt
 	touch $@
 
 $(STAMPS)/editable: $(STAMPS)/packages setup.py pyproject.toml
 	$(BIN)/python setup.py --quiet build_ext --inplace  # by itself, to show its progress
-	$(PIP) install --quiet --no-build-isolation --no-deps --editable .
+	$(INSTALL) --quiet --no-build-isolation --no-deps --editable .
 	touch $@

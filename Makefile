@@ -26,8 +26,9 @@ help:  ## what there is
 demo: build  ## layers beside torch.nn, and a model trained on real words: under 4 minutes
 	$(BIN)/python -m bptt.demo
 
-test: lint build  ## lint, then the test suite
+test: lint build  ## lint, then the test suite; Triton's interpreter in a process of its own
 	$(BIN)/python -m pytest -q
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels
 
 lint: $(STAMPS)/packages  ## ruff, mypy on the package, clang-format
 	$(BIN)/python -m ruff check .

@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import bptt
 from bptt.cells import CELLS
 
-F32, F64, BF16 = torch.float32, torch.float64, torch.bfloat16
+F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
+HALVES = (F16, BF16)
 DTYPES = (F64, F32, BF16)
 ALL_CELLS = tuple(CELLS)
 LSTMS = ("lstm", "lstm_peephole")
@@ -202,7 +203,7 @@ def run(
 ) -> dict[str, Tensor]:
     """Run a case on a forced backend; returns outputs and gradients by name, as float64.
 
-    Asserts that the cpu backend did the work where it is asked for.
+    Asserts that a fused backend did the work where one is asked for.
     """
     tensors = dict(inputs)
     for name, tensor in inputs.items():
@@ -214,12 +215,12 @@ def run(
             tensors[name] = value.requires_grad_() if is_data(name) else value
     ops = OpCounter()
     # The counter would make a reference step, made of many small operations, twice as slow.
-    with bptt.backend(backend), ops if backend == "cpu" else one_thread():
+    with bptt.backend(backend), ops if backend != "reference" else one_thread():
         outputs = dict(zip(("y", "h_n", "c_n"), call(case, tensors), strict=True))
         wanted = {n: t for n, t in tensors.items() if t is not None and is_data(n)}
         loss = sum((t * tensors[f"loss_{n}"]).sum() for n, t in outputs.items() if t is not None)
         grads = torch.autograd.grad(loss, list(wanted.values()))
-    if backend == "cpu":
+    if backend != "reference":
         assert ops.calls["recurrence_forward"] == case.layers
         assert ops.calls["recurrence_backward"] == case.layers
     for name, tensor in outputs.items():
@@ -240,9 +241,10 @@ def rounded(inputs: dict[str, Tensor | None], dtype: torch.dtype) -> dict[str, T
 # Rounding errors that a value or gradient may have gathered in float32 and float64, in units of eps
 # times the tensor's scale (see `scale_of`): some four times what has been seen.
 ROUNDINGS = 40
-# bfloat16 is judged by what plain PyTorch loses in it; this much on top, for where that is lucky.
-BF16_FACTOR = {"value": 2, "gradient": 3}
-BF16_FLOOR = {"value": 2, "gradient": 3}
+# 16-bit dtypes are judged by what plain PyTorch loses in them; this much on top, for where that is
+# lucky.
+HALF_FACTOR = {"value": 2, "gradient": 3}
+HALF_FLOOR = {"value": 2, "gradient": 3}
 
 
 def scale_of(case: Case, name: str, exact: dict[str, Tensor]) -> float:
@@ -272,7 +274,7 @@ def assert_close(
         ours: what the backend computed.
         exact: the float64 reference on the same (rounded) inputs.
         dtype: what `ours` was computed in.
-        plain: the reference computed in bfloat16; needed for that dtype only.
+        plain: the reference computed in `dtype`; needed for 16-bit ones only.
     """
     assert ours.keys() == exact.keys()
     eps = torch.finfo(dtype).eps
@@ -281,10 +283,10 @@ def assert_close(
         assert got.shape == expected.shape, name
         error = worst(got - expected)
         scale = scale_of(case, name, exact)
-        if dtype == BF16:
+        if dtype in HALVES:
             kind = "gradient" if name.startswith("d_") else "value"
             lost = worst(plain[name] - expected)
-            bound = BF16_FACTOR[kind] * lost + BF16_FLOOR[kind] * eps * scale
+            bound = HALF_FACTOR[kind] * lost + HALF_FLOOR[kind] * eps * scale
         else:
             bound = ROUNDINGS * eps * scale
         # Written so that a NaN fails.
@@ -296,9 +298,9 @@ def worst(tensor: Tensor) -> float:
     return tensor.abs().max().item() if tensor.numel() else 0.0
 
 
-def check(case: Case, dtype: torch.dtype = F64) -> None:
-    """Hold the cpu backend against the float64 reference on one case."""
+def check(case: Case, dtype: torch.dtype = F64, backend: str = "cpu") -> None:
+    """Hold a backend against the float64 reference on one case."""
     inputs = rounded(make_inputs(case), dtype)
     exact = run(case, inputs, "reference")
-    plain = run(case, inputs, "reference", BF16) if dtype == BF16 else None
-    assert_close(case, run(case, inputs, "cpu", dtype), exact, dtype, plain)
+    plain = run(case, inputs, "reference", dtype) if dtype in HALVES else None
+    assert_close(case, run(case, inputs, backend, dtype), exact, dtype, plain)

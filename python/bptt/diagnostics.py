@@ -104,6 +104,8 @@ def _explain_cell(cell: str) -> Explanation:
 
 
 def _kernel(backend: str, layer: Any, cell: str, input: Any, dtype: torch.dtype) -> str:
+    if backend == "triton":
+        return _triton_kernel(layer, cell, input, dtype)
     if backend != "cpu":
         return "a Python loop over time of about a dozen PyTorch operations per step"
     steps, batch, directions, hidden, state = _sizes(layer, input)
@@ -129,6 +131,22 @@ def _kernel(backend: str, layer: Any, cell: str, input: Any, dtype: torch.dtype)
         parts.append("two products per step")
     if units > 1:
         parts.append("a barrier per product and step")
+    return "; ".join(parts)
+
+
+def _triton_kernel(layer: Any, cell: str, input: Any, dtype: torch.dtype) -> str:
+    from .kernels import plan
+
+    *_, hidden, state = _sizes(layer, input)
+    device = input.data.device
+    passes = [
+        str(plan.plan_for(cell, dtype, hidden, state, backward, device))
+        for backward in (False, True)
+    ]
+    parts = ["Triton, both directions in one launch", f"forward {passes[0]}"]
+    parts.append(f"backward {passes[1]}")
+    if CELLS[cell].stages == 2 or state != hidden:
+        parts.append("two products per step, so the state goes through memory")
     return "; ".join(parts)
 
 

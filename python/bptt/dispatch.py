@@ -7,11 +7,13 @@ backend never falls back: what it cannot do is an error that gives its reason.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import metadata
 
 import torch
 
@@ -91,6 +93,64 @@ def _cpu_detail() -> str:
     return f"fused time loop in C++, {isa} instructions, {torch.get_num_threads()} threads"
 
 
+_TRITON_NEEDED = (3, 6)
+_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+# Triton reads it when it is imported; then kernels run in Python, on CPU tensors. For tests.
+_TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def _find_triton() -> str | None:
+    """Why Triton cannot be used, without importing it, which takes a second."""
+    needed = ".".join(map(str, _TRITON_NEEDED))
+    if importlib.util.find_spec("triton") is None:
+        return f"Triton is not installed; install triton {needed} or later"
+    for name in ("triton", "triton-rocm", "pytorch-triton-rocm", "pytorch-triton"):
+        try:
+            version = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        if tuple(int(part) for part in version.split(".")[:2]) < _TRITON_NEEDED:
+            return f"{name} {version} is too old; install {needed} or later"
+        return None
+    return None
+
+
+_TRITON_ERROR = _find_triton()
+
+
+def interprets_triton() -> bool:
+    """Whether Triton kernels run in Triton's interpreter, on CPU tensors."""
+    return _TRITON_INTERPRETED and _TRITON_ERROR is None
+
+
+def _triton_absent() -> str | None:
+    if _TRITON_ERROR is not None or _TRITON_INTERPRETED:
+        return _TRITON_ERROR
+    if not torch.cuda.is_available():
+        return "there is no GPU that this torch can use"
+    if torch.version.hip is None and torch.cuda.get_device_capability() < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    return None
+
+
+def _triton_supports(problem: Problem) -> str | None:
+    if problem.device == "cpu" and _TRITON_INTERPRETED:
+        if forced_backend() != "triton":
+            return "triton: its interpreter is for tests, and runs only where it is forced"
+    elif problem.device != "cuda":
+        return f"triton: tensors are on {problem.device}, it takes CUDA tensors"
+    if problem.dtype not in _TRITON_DTYPES:
+        return f"triton: {problem.dtype} is not one of float32, float16, bfloat16"
+    if problem.composite is not None:
+        return f"triton: {problem.composite}"
+    return None
+
+
+def _triton_detail() -> str:
+    where = "under Triton's interpreter" if _TRITON_INTERPRETED else torch.cuda.get_device_name()
+    return f"fused time loop in Triton, {where}"
+
+
 def _not_in_this_version(name: str, what: str) -> _Backend:
     reason = f"the {what} kernels are not part of this version"
     return _Backend(name, lambda: reason, lambda _: f"{name}: {reason}", lambda: "")
@@ -100,7 +160,7 @@ _BACKENDS = {
     backend.name: backend
     for backend in (
         _not_in_this_version("cuda", "CUDA"),
-        _not_in_this_version("triton", "Triton"),
+        _Backend("triton", _triton_absent, _triton_supports, _triton_detail),
         _Backend("cpu", lambda: _EXTENSION_ERROR, _cpu_supports, _cpu_detail),
         _Backend(
             "reference", lambda: None, lambda _: None, lambda: "plain PyTorch, a loop over time"
@@ -200,7 +260,7 @@ def choose(problem: Problem, forced: str | None = None) -> str:
             )
         return forced
     for name, entry in _BACKENDS.items():
-        if entry.absent() is None and entry.supports(problem) is None:
+        if entry.supports(problem) is None and entry.absent() is None:
             return name
     raise AssertionError("the reference backend takes every problem")
 

@@ -15,6 +15,8 @@ Three routes, chosen in `recurrence`:
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -223,6 +225,47 @@ def _compiled_backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, *_: Any) -> tupl
     return (None, None, *(named.get(name) for name in LoopInputs._fields), None, None)
 
 
+def _triton_forward(*arguments: Any) -> tuple[Tensor, ...]:
+    from .kernels import launch  # imports Triton
+
+    return launch.forward(*arguments)
+
+
+def _triton_backward(*arguments: Any) -> tuple[Tensor, ...]:
+    from .kernels import launch
+
+    return launch.backward(*arguments)
+
+
+_LIBRARY = torch.library.Library("bptt", "IMPL")
+
+
+def _register_triton() -> None:
+    for name, function in (
+        ("recurrence_forward", _triton_forward),
+        ("recurrence_backward", _triton_backward),
+    ):
+        _LIBRARY.impl(name, function, "CUDA")
+        if dispatch.interprets_triton():
+            op = _interpreted(name, function)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # torch says that an op is overridden; it is meant
+                _LIBRARY.impl(name, op, "CPU", allow_override=True)
+
+
+def _interpreted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    """The op for CPU tensors where Triton is interpreted: by the backend's name."""
+    compiled = torch.library.get_kernel(f"bptt::{name}", "CPU")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+
+    def op(backend: str, *arguments: Any) -> Any:
+        if backend == "triton":
+            return function(backend, *arguments)
+        return compiled.call_boxed(keys, backend, *arguments)
+
+    return op
+
+
 def _register() -> None:
     library = torch.library
     library.register_fake("bptt::recurrence_forward", _fake_forward)
@@ -238,3 +281,4 @@ def _register() -> None:
 
 if hasattr(torch.ops.bptt, "recurrence_forward"):  # absent when the extension did not load
     _register()
+    _register_triton()

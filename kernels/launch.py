@@ -1,0 +1,303 @@
+"""The ops of `torch.ops.bptt` on Triton: checks, tensors in, kernels launched, tensors out.
+
+Shapes are those of `csrc/engine/params.h`; what the ops return is stated by the fake kernels of
+`bptt.ops`. Every kernel is launched on the current stream and nothing waits for one: calls can be
+captured in a CUDA graph.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from bptt.cells import CELLS, CellSpec
+from bptt.gradients import LoopInputs, project
+
+from . import backward as back
+from . import forward as fore
+from .cells import KERNEL_CELLS
+from .checks import Sizes, check_backward, check_forward
+from .plan import BLOCK, RESIDENT, Plan, plan_for
+
+_POISON = os.environ.get("BPTT_POISON") == "1"  # as in csrc/torch/memory.h
+_FLAG_BITS = 24  # of a pattern of directions
+
+
+def forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
+    """`bptt::recurrence_forward`."""
+    *tensors, reverse, save = rest
+    loop = LoopInputs(*tensors)
+    sizes = check_forward(backend, cell, loop, reverse)
+    spec = CELLS[cell]
+    lead = loop.w_hh
+    steps, batch, directions, hidden, state = sizes
+    two_products = spec.stages == 2 or loop.w_hr is not None
+    y = _new(lead, steps, batch, directions, state)
+    h_n = loop.h0.clone(memory_format=torch.contiguous_format)
+    c = _sums(loop.c0, lead, directions, batch, hidden) if spec.has_cell_state else None
+    shape = (steps, batch, directions, len(spec.saved), hidden)
+    saved = _new(lead, *shape) if save and spec.saved else None
+    scratch = None
+    if saved is None and spec.stages == 2:
+        scratch = _new(lead, directions, batch, len(spec.saved), hidden)
+    cells = None
+    if save and spec.has_cell_state:
+        cells = _new(lead, steps, batch, directions, hidden, dtype=torch.float32)
+    if y.numel():
+        io = fore.ForwardIO(
+            _gates(loop, cell),
+            _dense(loop.w_hh),
+            _dense(loop.b_hh),
+            _dense(loop.w_hr),
+            _dense(loop.peephole),
+            _dense(loop.h0),
+            _dense(loop.lengths),
+            _bytes(loop.resets),
+            y,
+            h_n,
+            c,
+            saved,
+            scratch,
+            cells,
+            _new(lead, directions, batch, hidden) if two_products else None,
+            hidden,
+            state,
+        )
+        plan = plan_for(cell, lead.dtype, hidden, state, False, lead.device)
+        _run_forward(cell, spec, sizes, io, direction_pattern(reverse), plan)
+    return (
+        y,
+        h_n,
+        lead.new_empty(0) if c is None else c.to(lead.dtype),
+        lead.new_empty(0) if saved is None else saved,
+        lead.new_empty(0, dtype=torch.float32) if cells is None else cells,
+    )
+
+
+def _run_forward(
+    cell: str, spec: CellSpec, sizes: Sizes, io: fore.ForwardIO, pattern: int, plan: Plan
+) -> None:
+    functions = KERNEL_CELLS[cell]
+    steps, batch, directions = sizes[:3]
+    numbers: dict[str, Any] = {
+        "T": steps, "B": batch, "D": directions, "pattern": pattern,
+        "FORWARD": functions.forward, "G": len(spec.gates), "STATES": len(spec.states),
+        "SAVED": len(spec.saved), "PEEPHOLES": len(spec.peepholes),
+        "BB": plan.rows, "BN": plan.units, "PRECISION": precision(io.y),
+        "num_warps": plan.warps,
+    }  # fmt: skip
+    blocks = triton.cdiv(batch, plan.rows)
+    with _device_of(io.y):
+        if plan.tier == RESIDENT:
+            fore.forward_resident[blocks, directions](io, **numbers)
+            return
+        numbers.update(FIRST=functions.first, BK=plan.depth)
+        if plan.tier == BLOCK:
+            fore.forward_block[blocks, directions](io, **numbers)
+            return
+        first_grid = (blocks, triton.cdiv(sizes.hidden, plan.units), directions)
+        second_grid = (blocks, triton.cdiv(sizes.state, plan.units), directions)
+        for s in range(steps):
+            fore.forward_step[first_grid](io, s, SECOND=False, **numbers)
+            if io.operand is not None:
+                fore.forward_step[second_grid](io, s, SECOND=True, **numbers)
+
+
+def backward(
+    backend: str,
+    cell: str,
+    dy: Tensor | None,
+    dh_n: Tensor | None,
+    dc_n: Tensor | None,
+    y: Tensor,
+    saved: Tensor,
+    cells: Tensor,
+    w_hh: Tensor,
+    w_hr: Tensor | None,
+    peephole: Tensor | None,
+    h0: Tensor,
+    c0: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    reverse: Sequence[int],
+) -> tuple[Tensor, ...]:
+    """`bptt::recurrence_backward`."""
+    loop = LoopInputs(None, None, None, None, w_hh, None, w_hr, peephole, h0, c0, lengths, resets)
+    sizes = check_backward(backend, cell, (dy, dh_n, dc_n), (y, saved, cells), loop, reverse)
+    spec = CELLS[cell]
+    steps, batch, directions, hidden, state = sizes
+    gates = (steps, batch, directions, len(spec.gates), hidden)
+    projected = w_hr is not None
+    two_products = spec.stages == 2 or projected
+    dgates_x = _new(y, *gates)
+    dgates_h = None if spec.shared_gates else _new(y, *gates)
+    dh = _sums(dh_n, y, directions, batch, state)
+    dc = _sums(dc_n, y, directions, batch, hidden) if spec.has_cell_state else None
+    dpeephole = None
+    if peephole is not None:
+        dpeephole = y.new_zeros(batch, *peephole.shape, dtype=torch.float32)
+    operand = _new(y, steps, batch, directions, hidden) if two_products else None
+    dh_all = _new(y, steps, batch, directions, state) if projected else None
+    if y.numel():
+        io = back.BackwardIO(
+            _dense(dy),
+            _dense(y),
+            _dense(saved),
+            _dense(cells),
+            _dense(w_hh),
+            _dense(w_hr),
+            _dense(peephole),
+            _dense(h0),
+            None if c0 is None else c0.float().contiguous(),
+            _dense(lengths),
+            _bytes(resets),
+            dgates_x,
+            dgates_h,
+            dh,
+            dc,
+            dpeephole,
+            operand,
+            dh_all,
+            hidden,
+            state,
+        )
+        plan = plan_for(cell, y.dtype, hidden, state, True, y.device)
+        _run_backward(cell, spec, sizes, io, direction_pattern(reverse), plan)
+        if plan.tier != RESIDENT:
+            dh += _into_initial_state(spec, io, loop, reverse)
+
+    def or_empty(tensor: Tensor | None, dtype: torch.dtype = y.dtype) -> Tensor:
+        return y.new_empty(0, dtype=dtype) if tensor is None else tensor.to(dtype)
+
+    return (
+        dgates_x,
+        or_empty(dgates_h),
+        dh.to(y.dtype),
+        or_empty(dc),
+        or_empty(dpeephole, torch.float32),
+        or_empty(operand),
+        or_empty(dh_all),
+    )
+
+
+def _run_backward(
+    cell: str, spec: CellSpec, sizes: Sizes, io: back.BackwardIO, pattern: int, plan: Plan
+) -> None:
+    functions = KERNEL_CELLS[cell]
+    steps, batch, directions = sizes[:3]
+    numbers: dict[str, Any] = {
+        "T": steps, "B": batch, "D": directions, "pattern": pattern,
+        "BACKWARD": functions.backward, "G": len(spec.gates), "STATES": len(spec.states),
+        "SAVED": len(spec.saved), "PEEPHOLES": len(spec.peepholes),
+        "BB": plan.rows, "BN": plan.units, "PRECISION": precision(io.y),
+        "num_warps": plan.warps,
+    }  # fmt: skip
+    blocks = triton.cdiv(batch, plan.rows)
+    with _device_of(io.y):
+        if plan.tier == RESIDENT:
+            back.backward_resident[blocks, directions](io, **numbers)
+            return
+        numbers.update(
+            OPERAND=functions.operand, BACKWARD_FIRST=functions.backward_first, BK=plan.depth
+        )
+        if plan.tier == BLOCK:
+            back.backward_block[blocks, directions](io, **numbers)
+            return
+        first_grid = (blocks, triton.cdiv(sizes.state, plan.units), directions)
+        second_grid = (blocks, triton.cdiv(sizes.hidden, plan.units), directions)
+        for step in range(steps):
+            back.backward_step[first_grid](io, step, SECOND=False, **numbers)
+            if io.operand is not None:
+                back.backward_step[second_grid](io, step, SECOND=True, **numbers)
+
+
+def _into_initial_state(
+    spec: CellSpec, io: back.BackwardIO, loop: LoopInputs, reverse: Sequence[int]
+) -> Tensor:
+    """What the recurrent product passes on to the initial state, [D, B, R] float32."""
+    dgates = io.dgates_x if io.dgates_h is None else io.dgates_h
+    steps, batch = dgates.shape[:2]
+    rows_used = (len(spec.gates) - (spec.stages - 1)) * io.H
+    products = []
+    for d, backwards in enumerate(reverse):
+        if not backwards:
+            start = dgates[0, :, d]
+            taken = None if loop.resets is None else loop.resets[0]
+        elif loop.lengths is None:
+            start = dgates[-1, :, d]
+            taken = None if loop.resets is None else loop.resets[-1]
+        else:
+            at = (loop.lengths.clamp(max=steps) - 1).clamp(min=0)  # no step: its rows are zero
+            rows = torch.arange(batch, device=at.device)
+            start = dgates[at, rows, d]
+            taken = None if loop.resets is None else loop.resets[at, rows]
+        product = start.flatten(1)[:, :rows_used] @ loop.w_hh[d, :rows_used]
+        if taken is not None:
+            product = torch.where(taken.unsqueeze(1), torch.zeros_like(product), product)
+        products.append(product.float())
+    return torch.stack(products)
+
+
+def precision(tensor: Tensor) -> str:
+    """How float32 blocks are multiplied, by `torch.backends.cudnn.rnn.fp32_precision`."""
+    if tensor.dtype == torch.float32 and torch.backends.cudnn.rnn.fp32_precision == "tf32":
+        return "tf32"
+    return "ieee"
+
+
+def direction_pattern(reverse: Sequence[int]) -> int:
+    """Which directions run backwards, as one 32-bit number.
+
+    Bits 24 and above hold a period, the lower bits a flag for each direction within it.
+
+    Raises:
+        RuntimeError: no pattern of at most 24 directions repeats.
+    """
+    flags = [bool(flag) for flag in reverse]
+    for period in range(1, min(len(flags), _FLAG_BITS) + 1):
+        if all(flag == flags[d % period] for d, flag in enumerate(flags)):
+            return period << _FLAG_BITS | sum(flag << d for d, flag in enumerate(flags[:period]))
+    raise RuntimeError(
+        f"triton: reverse must repeat a pattern of at most {_FLAG_BITS} directions, "
+        f"got {len(flags)} flags that do not"
+    )
+
+
+def _gates(loop: LoopInputs, cell: str) -> Tensor:
+    gates_x = loop.gates_x
+    if gates_x is None:
+        gates_x = project(loop.x, loop.w_ih, cell)
+    if loop.b_ih is not None:
+        gates_x = gates_x + loop.b_ih.unflatten(1, gates_x.shape[-2:])
+    return gates_x.contiguous()
+
+
+def _new(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Memory that a kernel will fill; NaN for a start where tests ask for it."""
+    tensor = like.new_empty(shape, dtype=dtype)
+    return tensor.fill_(torch.nan) if _POISON else tensor
+
+
+def _sums(start: Tensor | None, like: Tensor, *shape: int) -> Tensor:
+    """A float32 tensor to add to, of a value or zeros."""
+    if start is None:
+        return like.new_zeros(shape, dtype=torch.float32)
+    return start.to(torch.float32, copy=True).contiguous()
+
+
+def _dense(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None or not tensor.numel() else tensor.contiguous()
+
+
+def _bytes(resets: Tensor | None) -> Tensor | None:
+    return None if resets is None else resets.contiguous().view(torch.uint8)
+
+
+def _device_of(tensor: Tensor) -> Any:
+    """Kernels start on the current device; under the interpreter there is none."""
+    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)

@@ -1,0 +1,129 @@
+"""Which tier and tile a recurrence takes: plain arithmetic, without Triton and without a GPU.
+
+Neither T nor B has a say, so that changing them compiles nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+from bptt.cells import CELLS
+
+RESIDENT, BLOCK, STEP = "block, weights on chip", "block, weights from L2", "step"
+
+ROWS = 16  # the fewest that tensor cores take
+STREAMED_BYTES = 512 * 1024  # of weights; above, a launch per step is expected to be cheaper
+LARGEST_WEIGHT = 2**31  # elements of one gate's matrix
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a plan needs to know of a GPU.
+
+    Attributes:
+        shared: bytes of shared memory that one program may have.
+        amd: whether Triton keeps weights in registers there rather than in shared memory.
+    """
+
+    shared: int
+    amd: bool = False
+
+
+# CUDA C++ Programming Guide, table of technical specifications per compute capability; AMD: CDNA 3
+# instruction set, local data share.
+CHIPS = {
+    "sm_80": Chip(163 * 1024),
+    "sm_90": Chip(227 * 1024),
+    "sm_100": Chip(227 * 1024),
+    "sm_120": Chip(99 * 1024),
+    "gfx942": Chip(64 * 1024, amd=True),
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a problem is cut.
+
+    Attributes:
+        tier: RESIDENT, BLOCK or STEP.
+        rows: rows of the batch in a tile.
+        units: hidden units in a tile.
+        depth: terms of the product in a tile.
+        warps: warps of a program.
+    """
+
+    tier: str
+    rows: int
+    units: int
+    depth: int
+    warps: int
+
+    def __str__(self) -> str:
+        tile = f"{self.rows} rows x {self.units} units"
+        if self.tier != RESIDENT:
+            tile += f" x {self.depth} deep"
+        return f"{self.tier} tier, tiles of {tile}, {self.warps} warps"
+
+
+def make_plan(
+    cell: str, dtype: torch.dtype, hidden: int, state: int, backward: bool, chip: Chip
+) -> Plan:
+    """Plan one pass of a recurrence of `hidden` units, whose hidden state has `state` elements.
+
+    A cell with two products per step, and a projected one, keep their state in memory: the second
+    product needs all of what the first one made. The passes may take different tiers; what they
+    hand over is the same.
+    """
+    spec = CELLS[cell]
+    padded = max(16, 1 << (hidden - 1).bit_length())
+    weights = len(spec.gates) * padded * padded * dtype.itemsize
+    two_products = spec.stages == 2 or state != hidden
+    if (
+        not two_products
+        and padded <= 128
+        and _stays_on_chip(weights, padded, dtype, backward, chip)
+    ):
+        return Plan(RESIDENT, ROWS, padded, padded, 8 if weights > 32 * 1024 else 4)
+    depth = 32 if dtype.itemsize == 4 else 64
+    if weights <= STREAMED_BYTES:
+        # Loads of rows that do not start at 16 bytes take more registers.
+        return Plan(BLOCK, ROWS, min(padded, 64 if len(spec.gates) == 1 else 32), depth, 4)
+    return Plan(STEP, ROWS, 32, depth, 4)
+
+
+def _stays_on_chip(
+    weights: int, padded: int, dtype: torch.dtype, backward: bool, chip: Chip
+) -> bool:
+    """Whether a program holds all recurrent weights, by what compiled kernels were seen to need."""
+    if chip.amd:
+        return weights <= (16 if dtype.itemsize == 4 else 96) * 1024
+    # Tiles of the state and its gradients that change their layout on the way to the product.
+    tiles = (12 if backward else 5) * ROWS * padded * dtype.itemsize
+    return weights + tiles <= min(chip.shared, 192 * 1024)
+
+
+def reason_against(cell: str, hidden: int, state: int) -> str | None:
+    """Why no plan takes these sizes, or None."""
+    if hidden * state >= LARGEST_WEIGHT:
+        return f"{hidden} x {state} weights per gate are more than the kernels address"
+    return None
+
+
+def plan_for(
+    cell: str, dtype: torch.dtype, hidden: int, state: int, backward: bool, device: torch.device
+) -> Plan:
+    """The plan on a device that is here; under the interpreter that of an H200."""
+    return make_plan(cell, dtype, hidden, state, backward, chip_of(device))
+
+
+@lru_cache
+def chip_of(device: torch.device) -> Chip:
+    """A GPU's limits, as its driver states them."""
+    if device.type != "cuda":
+        return CHIPS["sm_90"]
+    properties = torch.cuda.get_device_properties(device)
+    amd = torch.version.hip is not None
+    return Chip(properties.shared_memory_per_block_optin, amd)

@@ -87,9 +87,9 @@ def make_plan(
         and _stays_on_chip(weights, padded, dtype, backward, chip)
     ):
         return Plan(RESIDENT, ROWS, padded, padded, 8 if weights > 32 * 1024 else 4)
-    depth = 32 if dtype.itemsize == 4 else 64
+    # Rows that do not start at 16 bytes are loaded one element at a time, which takes registers.
+    depth = 32 if dtype.itemsize == 4 or hidden % 16 else 64
     if weights <= STREAMED_BYTES:
-        # Loads of rows that do not start at 16 bytes take more registers.
         return Plan(BLOCK, ROWS, min(padded, 64 if len(spec.gates) == 1 else 32), depth, 4)
     return Plan(STEP, ROWS, 32, depth, 4)
 

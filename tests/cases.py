@@ -199,14 +199,18 @@ def call(case: Case, tensors: dict[str, Tensor | None]) -> tuple[Tensor, Tensor,
 
 
 def run(
-    case: Case, inputs: dict[str, Tensor | None], backend: str, dtype: torch.dtype = F64
+    case: Case,
+    inputs: dict[str, Tensor | None],
+    backend: str,
+    dtype: torch.dtype = F64,
+    device: str = "cpu",
 ) -> dict[str, Tensor]:
-    """Run a case on a forced backend; returns outputs and gradients by name, as float64.
+    """Run a case on a forced backend; returns outputs and gradients by name, float64 on the CPU.
 
     Asserts that a fused backend did the work where one is asked for.
     """
-    tensors = dict(inputs)
-    for name, tensor in inputs.items():
+    tensors = {n: None if t is None else t.to(device) for n, t in inputs.items()}
+    for name, tensor in tensors.items():
         if tensor is not None and tensor.is_floating_point():
             value = tensor.to(dtype)
             if case.strided and is_data(name):
@@ -225,9 +229,9 @@ def run(
         assert ops.calls["recurrence_backward"] == case.layers
     for name, tensor in outputs.items():
         assert tensor is None or tensor.dtype == dtype, name
-    answer = {n: t.detach().to(F64) for n, t in outputs.items() if t is not None}
-    answer.update({f"d_{n}": g.to(F64) for n, g in zip(wanted, grads, strict=True)})
-    return answer
+    answer = {n: t.detach() for n, t in outputs.items() if t is not None}
+    answer.update({f"d_{n}": g for n, g in zip(wanted, grads, strict=True)})
+    return {n: t.to("cpu", F64) for n, t in answer.items()}
 
 
 def rounded(inputs: dict[str, Tensor | None], dtype: torch.dtype) -> dict[str, Tensor | None]:
@@ -298,9 +302,9 @@ def worst(tensor: Tensor) -> float:
     return tensor.abs().max().item() if tensor.numel() else 0.0
 
 
-def check(case: Case, dtype: torch.dtype = F64, backend: str = "cpu") -> None:
-    """Hold a backend against the float64 reference on one case."""
+def check(case: Case, dtype: torch.dtype = F64, backend: str = "cpu", device: str = "cpu") -> None:
+    """Hold a backend on a device against the float64 reference on one case."""
     inputs = rounded(make_inputs(case), dtype)
     exact = run(case, inputs, "reference")
     plain = run(case, inputs, "reference", dtype) if dtype in HALVES else None
-    assert_close(case, run(case, inputs, backend, dtype), exact, dtype, plain)
+    assert_close(case, run(case, inputs, backend, dtype, device), exact, dtype, plain)

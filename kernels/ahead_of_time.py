@@ -1,6 +1,6 @@
 """Compile the kernels for GPUs that are not here: registers, spills and shared memory.
 
-    python -m bptt.kernels.ahead_of_time sm_90 [more targets]     a line of JSON per kernel
+    python -m bptt.kernels.ahead_of_time sm_90     a line of JSON per kernel; see --help
 
 A variant is a kernel with a cell, dtype and plan, all options on (lengths, resets, bias, initial
 states), for hidden sizes divisible by 16 and for odd ones. Triton compiles for one target per
@@ -9,10 +9,10 @@ process only, and not in one that interprets.
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
@@ -43,6 +43,10 @@ PRECISIONS = {
     "tf32": (torch.float32, "tf32"),
     "fp32": (torch.float32, "ieee"),
 }
+COLUMNS = (
+    "kernel", "cell", "precision", "hidden", "projected", "second",
+    "registers", "spilled", "shared", "plan",
+)  # fmt: skip
 ALIGNED, ODD = (1024, 512, 256, 128, 64, 32), (1023, 255, 127, 63, 31, 1)
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
 _WIDE = {"c", "cells", "c0", "dh", "dc", "dpeephole"}
@@ -230,9 +234,19 @@ def _number(pattern: str, text: str) -> str:
 
 
 def main() -> None:
-    for target in sys.argv[1:] or TARGETS:
-        for variant in variants(CHIPS[target]):
-            print(json.dumps(measure(variant, target)), flush=True)
+    parser = argparse.ArgumentParser(description="Registers, spills, shared memory of each kernel.")
+    parser.add_argument("target", choices=TARGETS)
+    parser.add_argument("--markdown", action="store_true", help="a table rather than JSON")
+    arguments = parser.parse_args()
+    if arguments.markdown:
+        print(f"Triton {triton.__version__}, {arguments.target}\n")
+        print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
+    for variant in variants(CHIPS[arguments.target]):
+        row = measure(variant, arguments.target)
+        if arguments.markdown:
+            print(f"| {' | '.join(str(row[name]) for name in COLUMNS)} |", flush=True)
+        else:
+            print(json.dumps(row), flush=True)
 
 
 if __name__ == "__main__":

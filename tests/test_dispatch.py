@@ -271,3 +271,36 @@ def test_explain_says_that_cells_run_their_equations(cell, forced):
 def test_explain_refuses_what_it_cannot_explain(layer, input, message):
     with pytest.raises(TypeError, match=message):
         bptt.explain(layer, input)
+
+
+# --- why Triton is absent -------------------------------------------------------------------------
+
+
+def test_a_missing_triton_is_named(monkeypatch):
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: None)
+    assert dispatch._find_triton() == "Triton is not installed; install triton 3.6 or later"
+
+
+@pytest.mark.parametrize(
+    ("version", "reason"),
+    [("3.5.1", "triton 3.5.1 is too old; install 3.6 or later"), ("3.6.0", None), ("4.0", None)],
+)
+def test_an_old_triton_is_named(version, reason, monkeypatch):
+    monkeypatch.setattr(dispatch.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(dispatch.metadata, "version", lambda name: version)
+    assert dispatch._find_triton() == reason
+
+
+@pytest.mark.parametrize(
+    ("problem", "reason"),
+    [
+        (dispatch.Problem("lstm", "cpu", torch.float32), "tensors are on cpu, it takes CUDA"),
+        (dispatch.Problem("lstm", "xpu", torch.float32), "tensors are on xpu, it takes CUDA"),
+        (dispatch.Problem("lstm", "cuda", torch.float64), "torch.float64 is not one of float32"),
+        (dispatch.Problem("lstm", "cuda", torch.float32, "because"), "because"),
+        (dispatch.Problem("lstm", "cuda", torch.bfloat16), None),
+    ],
+)
+def test_what_triton_does_not_take(problem, reason):
+    answer = dispatch._triton_supports(problem)
+    assert answer is None if reason is None else reason in answer

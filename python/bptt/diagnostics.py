@@ -143,7 +143,7 @@ def _triton_kernel(layer: Any, cell: str, input: Any, dtype: torch.dtype) -> str
         str(plan.plan_for(cell, dtype, hidden, state, backward, device))
         for backward in (False, True)
     ]
-    parts = ["Triton, both directions in one launch", f"forward {passes[0]}"]
+    parts = ["Triton, all directions in one launch", f"forward {passes[0]}"]
     parts.append(f"backward {passes[1]}")
     if CELLS[cell].stages == 2 or state != hidden:
         parts.append("two products per step, so the state goes through memory")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bptt.cells import CELLS
-from bptt.gradients import LoopInputs
+from bptt.gradients import KEEP_GATES, KEEP_NOTHING, KEEP_STATES, LoopInputs
 
 from .plan import reason_against
 
@@ -63,7 +63,9 @@ class _Checker:
             self.fail(f"{name} must be {formula} = {list(shape)}, got {list(value.shape)}")
 
 
-def check_forward(backend: str, cell: str, loop: LoopInputs, reverse: Sequence[int]) -> Sizes:
+def check_forward(
+    backend: str, cell: str, loop: LoopInputs, reverse: Sequence[int], keep: str
+) -> Sizes:
     """Check the arguments of `bptt::recurrence_forward`.
 
     Raises:
@@ -72,6 +74,8 @@ def check_forward(backend: str, cell: str, loop: LoopInputs, reverse: Sequence[i
     lead = loop.x if loop.gates_x is None else loop.gates_x
     check = _start(_FORWARD, backend, cell, loop.w_hh)
     gates = len(CELLS[cell].gates)
+    if keep not in (KEEP_NOTHING, KEEP_STATES, KEEP_GATES):
+        check.fail(f'keep must be "nothing", "states" or "gates", got "{keep}"')
     if (loop.gates_x is None) == (loop.x is None) or (loop.x is None) != (loop.w_ih is None):
         check.fail("expected either gates_x, or x and w_ih")
     rank = 3 if loop.gates_x is None else 5

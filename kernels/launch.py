@@ -16,7 +16,7 @@ import triton
 from torch import Tensor
 
 from bptt.cells import CELLS, CellSpec
-from bptt.gradients import LoopInputs, project
+from bptt.gradients import KEEP_GATES, KEEP_NOTHING, LoopInputs, project
 
 from . import backward as back
 from . import forward as fore
@@ -30,9 +30,9 @@ _FLAG_BITS = 24  # of a pattern of directions
 
 def forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
     """`bptt::recurrence_forward`."""
-    *tensors, reverse, save = rest
+    *tensors, reverse, keep = rest
     loop = LoopInputs(*tensors)
-    sizes = check_forward(backend, cell, loop, reverse)
+    sizes = check_forward(backend, cell, loop, reverse, keep)
     spec = CELLS[cell]
     lead = loop.w_hh
     steps, batch, directions, hidden, state = sizes
@@ -41,12 +41,12 @@ def forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
     h_n = loop.h0.clone(memory_format=torch.contiguous_format)
     c = _sums(loop.c0, lead, directions, batch, hidden) if spec.has_cell_state else None
     shape = (steps, batch, directions, len(spec.saved), hidden)
-    saved = _new(lead, *shape) if save and spec.saved else None
+    saved = _new(lead, *shape) if keep == KEEP_GATES and spec.saved else None
     scratch = None
     if saved is None and spec.stages == 2:
         scratch = _new(lead, directions, batch, len(spec.saved), hidden)
     cells = None
-    if save and spec.has_cell_state:
+    if keep != KEEP_NOTHING and spec.has_cell_state:
         cells = _new(lead, steps, batch, directions, hidden, dtype=torch.float32)
     if y.numel():
         io = fore.ForwardIO(

@@ -28,6 +28,7 @@ LAYERS = {
     "gru-reset-before": (bptt.GRU, {"reset_after": False, "merge_mode": "sum"}),
     "lstm": (bptt.LSTM, {"batch_first": True}),
     "lstm-peephole-proj": (bptt.LSTM, {"peephole": True, "proj_size": 2, "merge_mode": None}),
+    "lstm-peephole-recompute": (bptt.LSTM, {"peephole": True, "recompute": True}),
 }
 layers = pytest.mark.parametrize("name", LAYERS)
 few_layers = pytest.mark.parametrize("name", ["gru", "lstm-peephole-proj"])
@@ -353,7 +354,7 @@ OPTIONS = [
 ]
 
 
-def op_arguments(cell, dtype, options, save=True, requires_grad=True):
+def op_arguments(cell, dtype, options, keep="gates", requires_grad=True):
     spec = CELLS[cell]
     directions, gates = options.get("directions", (0, 1)), len(spec.gates)
     d, rows = len(directions), gates * H
@@ -379,7 +380,7 @@ def op_arguments(cell, dtype, options, save=True, requires_grad=True):
         torch.tensor([0, 2, T, 1]) if options.get("lengths") else None,
         torch.rand(T, B) < 0.3 if options.get("resets") else None,
         list(directions),
-        save,
+        keep,
     )
 
 
@@ -388,8 +389,8 @@ def op_arguments(cell, dtype, options, save=True, requires_grad=True):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_opcheck_of_the_forward_op(cell, options, dtype):
     op = torch.ops.bptt.recurrence_forward
-    for save in (True, False):
-        arguments = op_arguments(cell, dtype, options, save, requires_grad=False)
+    for keep in ("nothing", "states", "gates"):
+        arguments = op_arguments(cell, dtype, options, keep, requires_grad=False)
         opcheck(op, arguments, test_utils=("test_schema", "test_faketensor"))
 
 

@@ -106,7 +106,7 @@ FORWARD = [
     "lengths",
     "resets",
     "reverse",
-    "save",
+    "keep",
 ]
 BACKWARD = [
     "backend",
@@ -156,7 +156,7 @@ def valid_forward(rng):
         "lengths": torch.randint(0, T + 1, (B,)) if rng.random() < 0.4 else None,
         "resets": torch.rand(T, B) < 0.3 if rng.random() < 0.4 else None,
         "reverse": [rng.randint(0, 1) for _ in range(D)],
-        "save": rng.random() < 0.5,
+        "keep": rng.choice(["nothing", "states", "gates"]),
     }
 
 
@@ -181,8 +181,8 @@ def change_one(arguments, rng):
         arguments[name] = rng.choice(others)
     elif name == "reverse":
         arguments[name] = rng.choice([[], [*value, 0], value[:-1], [7] * len(value), None, "ab"])
-    elif name == "save":
-        arguments[name] = rng.choice([not value, None, "yes"])
+    elif name == "keep":
+        arguments[name] = rng.choice([True, None, "yes", ""])
     else:
         arguments[name] = rng.choice(["", "gpu", "lstm", "gru", f"{value}x", "\0" * 9, None, 5])
     return name, False
@@ -245,14 +245,14 @@ def fuzz_forward(rng):
 
 def fuzz_backward(rng):
     forward = valid_forward(rng)
-    forward["save"] = rng.random() < 0.9
+    forward["keep"] = "gates" if rng.random() < 0.9 else rng.choice(["nothing", "states"])
     y, h_n, c_n, saved, cells = torch.ops.bptt.recurrence_forward(*forward.values())
     arguments = {name: forward.get(name) for name in BACKWARD}
     arguments.update(y=y, saved=saved, cells=cells)
     for name, like in (("dy", y), ("dh_n", h_n), ("dc_n", c_n)):
         given = rng.random() < 0.8 and not (name == "dc_n" and forward["c0"] is None)
         arguments[name] = torch.randn_like(like) if given else None
-    needed = forward["save"] or CELLS[forward["cell"]].saved == ()
+    needed = forward["keep"] == "gates" or CELLS[forward["cell"]].saved == ()
     op = torch.ops.bptt.recurrence_backward
     before = op(*(arguments[name] for name in BACKWARD)) if needed else None
     changes = [change_one(arguments, rng) for _ in range(rng.choice([0, 1, 1, 1, 2]))]

@@ -71,6 +71,16 @@ def test_one_layer(name, dtype, directions):
     assert output == H
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: str(d).removeprefix("torch."))
+@pytest.mark.parametrize("name", LAYERS)
+def test_recompute_keeps_the_states_alone(name, dtype):
+    cls, options, _ = LAYERS[name]
+    layer = cls(I, H, bidirectional=True, recompute=True, dtype=dtype, **options)
+    beside, output = saved_per_step(layer, 2, dtype)
+    assert beside == (H if cls is bptt.LSTM else 0)
+    assert output == H
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_of_a_stack_keeps_no_more(name):
     cls, options, planes = LAYERS[name]

@@ -62,6 +62,23 @@ def test_options_and_edges(cell, change):
         check(replace(Case(cell), **change), dtype)
 
 
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_recompute(cell, dtype, masks):
+    check(Case(cell, directions=2, layers=2, masks=masks, recompute=True), dtype)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"proj": 3, "masks": "both"}, {"bias": False, "states": False}, {"steps": 1}, {"batch": 0}],
+    ids=lambda change: ",".join(change),
+)
+@pytest.mark.parametrize("cell", LSTMS)
+def test_recompute_with_options_and_at_edges(cell, change):
+    check(replace(Case(cell, directions=2, recompute=True), **change))
+
+
 @pytest.mark.parametrize("cell", LSTMS)
 def test_projection_in_two_strided_layers(cell):
     check(Case(cell, layers=2, directions=2, proj=4, masks="both", strided=True, batch_first=True))

@@ -18,6 +18,7 @@ LAYERS = {
     "gru-reset-before": (bptt.GRU, {"reset_after": False}),
     "lstm": (bptt.LSTM, {}),
     "lstm-peephole-proj": (bptt.LSTM, {"peephole": True, "proj_size": 2}),
+    "lstm-peephole-recompute": (bptt.LSTM, {"peephole": True, "recompute": True}),
 }
 MASKS = {
     "plain": {},
@@ -420,4 +421,4 @@ def test_the_raw_op_never_runs_under_forward_mode(case):
 def test_reverse_mode_and_vmap_stay_on_the_kernel(case):
     with RawOps() as spy:
         func.vmap(func.grad(case.loss), in_dims=(None, 0))(case.params, case.xs)
-    assert spy.calls == 2
+    assert spy.calls == 2 + case.layer.recompute

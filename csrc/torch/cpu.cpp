@@ -175,7 +175,7 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
                            MaybeTensor w_ih, MaybeTensor b_ih, Tensor w_hh, MaybeTensor b_hh,
                            MaybeTensor w_hr, MaybeTensor peephole, Tensor h0, MaybeTensor c0,
                            MaybeTensor lengths, MaybeTensor resets, std::vector<int64_t> reverse,
-                           bool save) {
+                           Text keep_text) {
   const CellTraits cell = cell_of(kForward, backend, cell_name);
   STD_TORCH_CHECK(gates_x.has_value() != x.has_value() && x.has_value() == w_ih.has_value(),
                   kForward, ": expected either gates_x, or x and w_ih");
@@ -203,12 +203,16 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
     input = with_dense_features(*x);
   }
 
-  const bool keep = save && cell.saved > 0, keep_cells = save && cell.states == 2;
+  const std::string& keep = keep_text.value;
+  STD_TORCH_CHECK(keep == "nothing" || keep == "states" || keep == "gates", kForward,
+                  ": keep must be \"nothing\", \"states\" or \"gates\", got \"", keep, "\"");
+  const bool keep_gates = keep == "gates" && cell.saved > 0;
+  const bool keep_cells = keep != "nothing" && cell.states == 2;
   Tensor y = make(lead, {s.steps, s.batch, s.directions, s.state}, p.dtype);
   Tensor h_n = make(lead, {s.directions, s.batch, s.state}, p.dtype);
   Tensor c_n = make_if(cell.states == 2, lead, {s.directions, s.batch, s.hidden}, p.dtype);
   Tensor saved =
-      make_if(keep, lead, {s.steps, s.batch, s.directions, cell.saved, s.hidden}, p.dtype);
+      make_if(keep_gates, lead, {s.steps, s.batch, s.directions, cell.saved, s.hidden}, p.dtype);
   Tensor cells = make_if(keep_cells, lead, {s.steps, s.batch, s.directions, s.hidden}, p.wide);
 
   const ForwardParams params{s,
@@ -223,8 +227,8 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
                              y.mutable_data_ptr(),
                              h_n.mutable_data_ptr(),
                              out(cell.states == 2, c_n),
-                             out(keep, saved),
-                             keep ? strides_of(saved) : Strides{},
+                             out(keep_gates, saved),
+                             keep_gates ? strides_of(saved) : Strides{},
                              out(keep_cells, cells)};
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();

@@ -4,10 +4,11 @@
 
 STABLE_TORCH_LIBRARY(bptt, m) {
   // The input comes projected, as gates_x [T, B, D, G, H], or as x [T, B, I] with w_ih [D, G*H, I].
+  // keep: what the backward pass will want, "nothing", "states" (cells) or "gates" (saved as well).
   m.def(
       "recurrence_forward(str backend, str cell, Tensor? gates_x, Tensor? x, Tensor? w_ih, "
       "Tensor? b_ih, Tensor w_hh, Tensor? b_hh, Tensor? w_hr, Tensor? peephole, Tensor h0, "
-      "Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, bool save) "
+      "Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, str keep) "
       "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells)");
   m.def(
       "recurrence_backward(str backend, str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, "

@@ -22,15 +22,10 @@ from .gradients import (
     WEIGHTS,
     Config,
     LoopInputs,
+    forward_op,
     loop_gradients,
     reference_gradients,
 )
-
-
-def forward_op(config: Config, loop: LoopInputs, save: bool) -> tuple[Tensor, ...]:
-    """Call the op; returns y, h_n, c_n, saved, cells."""
-    reverse = [int(r) for r in config.reverse]
-    return torch.ops.bptt.recurrence_forward(config.backend, config.cell, *loop, reverse, save)
 
 
 class Loop(torch.autograd.Function):
@@ -38,7 +33,7 @@ class Loop(torch.autograd.Function):
 
     @staticmethod
     def forward(config: Config, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return forward_op(config, LoopInputs(*tensors), True)
+        return forward_op(config, LoopInputs(*tensors), config.keep)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:

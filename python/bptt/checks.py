@@ -54,6 +54,7 @@ class Call(NamedTuple):
         merge_mode: how two directions become one output.
         dropout: probability of dropping an output between layers; 0 outside of training.
         batch_first: whether input, output and resets start with the batch.
+        recompute: whether the backward pass rebuilds the gates instead of keeping them.
     """
 
     kind: str
@@ -67,6 +68,7 @@ class Call(NamedTuple):
     merge_mode: str | None
     dropout: float
     batch_first: bool
+    recompute: bool = False
 
     @property
     def tensors(self) -> int:

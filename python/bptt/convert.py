@@ -228,8 +228,8 @@ def _give_class(module: nn.Module, target: Class) -> None:
         body = {k: v for k, v in vars(made).items() if k not in ("__dict__", "__weakref__")}
         target = type(f"Parametrized{target.__name__}", (target,), body)
     module.__class__ = target
-    for name in _EXTRAS:
-        # Only defaults get here, and our classes hold those.
+    for name in (*_EXTRAS, "recompute"):
+        # Our classes hold the defaults; recompute changes no number, so torch.nn can do without.
         vars(module).pop(name, None)
     if isinstance(module, nn.RNNBase):
         # torch.nn keeps a list of the weights beside them, bptt derives it (`_flat_weights`).

@@ -48,6 +48,7 @@ def rnn(
     merge_mode: str | None = "concat",
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Any, Tensor]:
     """Run a simple recurrent network over a batch of sequences.
 
@@ -78,6 +79,9 @@ def rnn(
         resets: bool tensor shaped like `input` without its features (`[T, B]`; `[B, T]` with
             `batch_first`; `[T]` for a single sequence). Where it is true the state is zeroed
             before that step, in either direction.
+        recompute: whether the backward pass rebuilds the gates, by one matrix product over all
+            steps, instead of keeping them: between the passes a layer then holds its outputs and,
+            if an LSTM, its cell states. (An RNN keeps no more than that anyway.)
 
     Returns:
         The output (`[T, B, D*H]`, laid out as the input; a PackedSequence for one; a pair with
@@ -100,6 +104,7 @@ def rnn(
         merge_mode,
         dropout if training else 0.0,
         batch_first,
+        recompute,
     )
     checks.check_call(call)
     return run(call, input, hx, weights, lengths, resets)
@@ -120,6 +125,7 @@ def gru(
     merge_mode: str | None = "concat",
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Any, Tensor]:
     """Run a network of gated recurrent units over a batch of sequences.
 
@@ -139,7 +145,7 @@ def gru(
         reset_after: whether the reset gate acts after the recurrent product, as in torch.nn and
             cuDNN (linear_before_reset=1 in ONNX), or before it, as in the paper.
         bias, num_layers, dropout, training, bidirectional, batch_first, merge_mode, lengths,
-            resets: as in `rnn`.
+            resets, recompute: as in `rnn`.
 
     Returns:
         The output (`[T, B, D*H]`, laid out as the input; a PackedSequence for one; a pair with
@@ -164,6 +170,7 @@ def gru(
         merge_mode,
         dropout if training else 0.0,
         batch_first,
+        recompute,
     )
     checks.check_call(call)
     return run(call, input, hx, weights, lengths, resets)
@@ -185,6 +192,7 @@ def lstm(
     merge_mode: str | None = "concat",
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
+    recompute: bool = False,
 ) -> tuple[Any, Pair]:
     """Run a long short-term memory over a batch of sequences.
 
@@ -209,7 +217,7 @@ def lstm(
         peephole: whether `weights` hold the peepholes p_i, p_f, p_o as one vector `[3*H]`. They act
             on the cell state, so they go together with a projection.
         bias, num_layers, dropout, training, bidirectional, batch_first, merge_mode, lengths,
-            resets: as in `rnn`.
+            resets, recompute: as in `rnn`.
 
     Returns:
         The output (`[T, B, D*R]`, laid out as the input; a PackedSequence for one; a pair with
@@ -236,6 +244,7 @@ def lstm(
         merge_mode,
         dropout if training else 0.0,
         batch_first,
+        recompute,
     )
     checks.check_call(call)
     return run(call, input, hx, weights, lengths, resets)

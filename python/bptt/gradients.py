@@ -15,13 +15,25 @@ from torch import Tensor
 from . import reference
 from .cells import CELLS
 
+KEEP_NOTHING, KEEP_STATES, KEEP_GATES = "nothing", "states", "gates"
+
 
 class Config(NamedTuple):
-    """The part of a call that is not tensors."""
+    """The part of a call that is not tensors.
+
+    Attributes:
+        recompute: whether the backward pass rebuilds the gates instead of keeping them.
+    """
 
     backend: str
     cell: str
     reverse: tuple[bool, ...]
+    recompute: bool = False
+
+    @property
+    def keep(self) -> str:
+        """What the forward op keeps for a backward pass."""
+        return KEEP_STATES if self.recompute else KEEP_GATES
 
 
 class LoopInputs(NamedTuple):
@@ -59,6 +71,12 @@ def project(x: Tensor, w_ih: Tensor, cell: str) -> Tensor:
     return gates_x.unflatten(-1, (w_ih.shape[0], len(CELLS[cell].gates), -1))
 
 
+def forward_op(config: Config, loop: LoopInputs, keep: str) -> tuple[Tensor, ...]:
+    """Call the op; returns y, h_n, c_n, saved, cells."""
+    reverse = [int(r) for r in config.reverse]
+    return torch.ops.bptt.recurrence_forward(config.backend, config.cell, *loop, reverse, keep)
+
+
 def loop_gradients(
     config: Config,
     groups: int,
@@ -76,9 +94,12 @@ def loop_gradients(
         needed: names in `DIFFERENTIABLE`.
         douts: gradients of y, h_n and c_n, or None.
         loop: what the forward op got.
-        kept: y, saved and cells, as the forward op returned them.
+        kept: y, saved and cells, as the forward op returned them; what the cell saves is rebuilt
+            where the forward pass left it out.
     """
     spec = CELLS[config.cell]
+    if spec.saved and kept[1].dim() == 1:
+        kept = (kept[0], rebuilt_gates(config, loop, kept), kept[2])
     dgates_x, dgates_h, dh0, dc0, dpeephole, operand, dh = torch.ops.bptt.recurrence_backward(
         config.backend,
         config.cell,
@@ -129,6 +150,31 @@ def loop_gradients(
     return {name: grads[name] for name in needed}
 
 
+def rebuilt_gates(config: Config, loop: LoopInputs, kept: Sequence[Tensor]) -> Tensor:
+    """What the forward pass would have saved, `[T, B, D, A, H]`, from the states that it kept.
+
+    A step needs its input and the states that entered it, and all of those are known by now. So
+    this is the same op once more, on one step of a batch of T*B: one matrix product.
+    """
+    y, _, cells = kept
+    steps, batch = y.shape[:2]
+    folded: dict[str, Any] = {
+        name: tensor.reshape(1, steps * batch, *tensor.shape[2:])
+        for name, tensor in (("gates_x", loop.gates_x), ("x", loop.x), ("resets", loop.resets))
+        if tensor is not None
+    }
+    if loop.lengths is not None:
+        inside = torch.arange(steps, device=y.device).unsqueeze(1) < loop.lengths
+        folded["lengths"] = inside.reshape(steps * batch).to(torch.int64)
+    for name, history in (("h0", y), ("c0", cells)):
+        first = getattr(loop, name)
+        if first is not None:
+            entered = _previous(history.to(y.dtype), first, loop.lengths, config.reverse)
+            folded[name] = entered.reshape(steps * batch, *entered.shape[2:]).transpose(0, 1)
+    saved = forward_op(config, loop._replace(**folded), KEEP_GATES)[3]
+    return saved.reshape(steps, batch, *saved.shape[2:])
+
+
 def _grouped(planes: Tensor, groups: int) -> Tensor:
     """[T, B, D, M] -> [T, N, B/N, D, M]."""
     steps, batch, directions, width = planes.shape
@@ -173,7 +219,10 @@ def _hidden_sum(
     """Sum rows^T h over all steps, h being the hidden state that entered each step."""
     h0, lengths, resets = loop.h0, loop.lengths, loop.resets
     if groups > 1 or resets is not None:
-        return _outer_sum(rows, _previous_hidden(y, h0, lengths, resets, reverse), groups)
+        h_prev = _previous(y, h0, lengths, reverse)
+        if resets is not None:
+            h_prev = torch.where(resets[:, :, None, None], torch.zeros_like(h_prev), h_prev)
+        return _outer_sum(rows, h_prev, groups)
     planes = []
     for d, backwards in enumerate(reverse):
         later, earlier = (rows[:-1], y[1:]) if backwards else (rows[1:], y[:-1])
@@ -186,29 +235,25 @@ def _hidden_sum(
     return _stacked(planes)
 
 
-def _previous_hidden(
-    y: Tensor,
-    h0: Tensor,
-    lengths: Tensor | None,
-    resets: Tensor | None,
-    reverse: Sequence[bool],
+def _previous(
+    history: Tensor, initial: Tensor, lengths: Tensor | None, reverse: Sequence[bool]
 ) -> Tensor:
-    """The hidden state that entered each step, `[T, B, D, R]`: outputs shifted by one step."""
+    """The state that each step found, `[T, B, D, M]`: those that the steps left, shifted by one.
+
+    A reset is not looked at.
+    """
     planes = []
     for d, backwards in enumerate(reverse):
-        first = h0[d].unsqueeze(0)
+        first = initial[d].unsqueeze(0)
         if not backwards:
-            planes.append(torch.cat([first, y[:-1, :, d]]))
+            planes.append(torch.cat([first, history[:-1, :, d]]))
             continue
-        plane = torch.cat([y[1:, :, d], first])
+        plane = torch.cat([history[1:, :, d], first])
         if lengths is not None:
-            steps = torch.arange(1, y.shape[0] + 1, device=y.device).unsqueeze(1)
+            steps = torch.arange(1, history.shape[0] + 1, device=history.device).unsqueeze(1)
             plane = torch.where((steps == lengths).unsqueeze(-1), first, plane)
         planes.append(plane)
-    h_prev = torch.stack(planes, dim=2)
-    if resets is not None:
-        h_prev = torch.where(resets[:, :, None, None], torch.zeros_like(h_prev), h_prev)
-    return h_prev
+    return torch.stack(planes, dim=2)
 
 
 def reference_outputs(config: Config, loop: LoopInputs) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -24,13 +24,16 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import dispatch
-from .autograd import Loop, forward_op
+from .autograd import Loop
 from .cells import CELLS
 from .gradients import (
     DIFFERENTIABLE,
+    KEEP_GATES,
+    KEEP_NOTHING,
     WEIGHTS,
     Config,
     LoopInputs,
+    forward_op,
     loop_gradients,
     project,
     reference_outputs,
@@ -51,12 +54,13 @@ def recurrence(
     lengths: Tensor | None,
     resets: Tensor | None,
     reverse: tuple[bool, ...],
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run one layer: the input projection of every step and direction, then the time loop.
 
     Arguments are taken as checked (`bptt.functional` does that). Shapes are those of
     `reference.recurrence`, with `x [T, B, I]` of any strides, `w_ih [D, G*H, I]` and
-    `b_ih [D, G*H]` in place of `gates_x`.
+    `b_ih [D, G*H]` in place of `gates_x`. With `recompute` the backward pass rebuilds the gates.
 
     Returns:
         `y [T, B, D, R]`, `h_n [D, B, R]`, `c_n [D, B, H]` (None without a cell state).
@@ -66,7 +70,7 @@ def recurrence(
     loop = LoopInputs(None, x, w_ih, b_ih, w_hh, b_hh, w_hr, peephole, h0, c0, lengths, resets)
     composite, functorch = transforms_at_work()
     backend = dispatch.choose(dispatch.Problem(cell, x.device.type, x.dtype, composite))
-    config = Config(backend, cell, reverse)
+    config = Config(backend, cell, reverse, recompute)
     if backend == "reference":
         return reference_outputs(config, loop)
     needs_grad = torch.is_grad_enabled() and any(
@@ -78,7 +82,7 @@ def recurrence(
     if functorch or (needs_grad and not torch.compiler.is_compiling()):
         outputs = Loop.apply(config, *loop)
     else:
-        outputs = forward_op(config, loop, needs_grad)
+        outputs = forward_op(config, loop, config.keep if needs_grad else KEEP_NOTHING)
     return outputs[0], outputs[1], outputs[2] if CELLS[cell].has_cell_state else None
 
 
@@ -125,7 +129,7 @@ def _state_dtype(dtype: torch.dtype) -> torch.dtype:
 
 
 def _fake_forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
-    loop, save = LoopInputs(*rest[:12]), rest[13]
+    loop, keep = LoopInputs(*rest[:12]), rest[13]
     spec = CELLS[cell]
     lead = loop.x if loop.gates_x is None else loop.gates_x
     steps, batch = lead.shape[:2]
@@ -133,8 +137,8 @@ def _fake_forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
     hidden = rows // len(spec.gates)
     wide = _state_dtype(lead.dtype)
     new = lead.new_empty
-    kept = save and bool(spec.saved)
-    cells = save and spec.has_cell_state
+    kept = keep == KEEP_GATES and bool(spec.saved)
+    cells = keep != KEEP_NOTHING and spec.has_cell_state
     return (
         new(steps, batch, directions, state),
         new(directions, batch, state),
@@ -201,17 +205,18 @@ def _product_backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _setup_compiled(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    backend, cell, *tensors, reverse, _ = inputs
+    backend, cell, gates_x, *tensors, reverse, keep = inputs
     ctx.config = Config(backend, cell, tuple(bool(r) for r in reverse))
     ctx.set_materialize_grads(False)
     y, _, _, saved, cells = output
-    # Of gates_x only its shape matters, and y has that; it is as large as all that is saved.
-    ctx.save_for_backward(*tensors[1:], y, saved, cells)
+    if keep == KEEP_GATES:
+        gates_x = None  # as large as all that is saved, which was made of it
+    ctx.save_for_backward(gates_x, *tensors, y, saved, cells)
 
 
 def _compiled_backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, *_: Any) -> tuple[Any, ...]:
     *tensors, y, saved, cells = ctx.saved_tensors
-    loop = LoopInputs(None, *tensors)
+    loop = LoopInputs(*tensors)
     needed = [
         name
         for name, need in zip(LoopInputs._fields, ctx.needs_input_grad[2:], strict=False)

@@ -69,6 +69,7 @@ def run(
             lengths,
             resets,
             reverse,
+            call.recompute,
         )
         hidden.append(h_n)
         cells.append(c_n)

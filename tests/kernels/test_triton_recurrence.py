@@ -64,6 +64,14 @@ def test_projection(cell, proj, tier):
 
 
 @every_tier
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("cell", ["gru", "lstm_peephole"])
+def test_recompute(cell, dtype, tier):
+    case = Case(cell, steps=4, directions=2, masks="both", recompute=True)
+    check(case, dtype, "triton")
+
+
+@every_tier
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_masks(cell, masks, tier):
@@ -161,7 +169,7 @@ def arguments(**changes):
         "backend": "triton", "cell": "lstm", "gates_x": torch.randn(3, 2, 1, 4, 4), "x": None,
         "w_ih": None, "b_ih": None, "w_hh": torch.randn(1, 16, 4), "b_hh": None, "w_hr": None,
         "peephole": None, "h0": torch.randn(1, 2, 4), "c0": torch.randn(1, 2, 4),
-        "lengths": None, "resets": None, "reverse": [0], "save": True,
+        "lengths": None, "resets": None, "reverse": [0], "keep": "gates",
     }  # fmt: skip
     return {**given, **changes}
 
@@ -183,6 +191,7 @@ def arguments(**changes):
         ({"lengths": torch.zeros(3, dtype=torch.int64)}, r"lengths must be \[B\] = \[2\]"),
         ({"lengths": torch.zeros(2)}, "lengths must have dtype torch.int64"),
         ({"resets": torch.zeros(3, 1, dtype=torch.bool)}, r"resets must be \[T, B\]"),
+        ({"keep": "all"}, 'keep must be "nothing", "states" or "gates", got "all"'),
         ({"reverse": [0, 1]}, "reverse must have D = 1 flags, got 2"),
         ({"h0": torch.zeros(1, 2, 4, device="meta")}, "h0 must be on cpu"),
     ],

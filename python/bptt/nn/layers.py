@@ -29,14 +29,18 @@ class RecurrentLayer(nn.RNNBase):
     # Class attributes, so that a pickle older than an option loads with the option's default.
     merge_mode: str | None = "concat"
     peephole: bool = False
+    recompute: bool = False
     _unfinished = False
     _kind = ""
     _gates = 0
 
-    def __init__(self, mode: str, *args: Any, merge_mode: str | None, **kwargs: Any) -> None:
+    def __init__(
+        self, mode: str, *args: Any, merge_mode: str | None, recompute: bool, **kwargs: Any
+    ) -> None:
         bidirectional = kwargs["bidirectional"]
         check_merge_mode(merge_mode, bidirectional)
         self.merge_mode = merge_mode
+        self.recompute = recompute
         self._unfinished = True
         super().__init__(mode, *args, **kwargs)
         del self._unfinished
@@ -67,6 +71,7 @@ class RecurrentLayer(nn.RNNBase):
             self.merge_mode,
             self.dropout if self.training else 0.0,
             self.batch_first,
+            self.recompute,
         )
         weights = [getattr(self, name) for name in self._flat_weights_names]
         return functional.run(call, input, hx, weights, lengths, resets)
@@ -76,7 +81,9 @@ class RecurrentLayer(nn.RNNBase):
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
-        return f"{shown}, merge_mode={self.merge_mode}" if self.merge_mode != "concat" else shown
+        if self.merge_mode != "concat":
+            shown += f", merge_mode={self.merge_mode}"
+        return f"{shown}, recompute={self.recompute}" if self.recompute else shown
 
     # --- nn.RNNBase's bookkeeping ---
 
@@ -130,6 +137,8 @@ class RNN(RecurrentLayer):
             bidirectional, device, dtype: as in torch.nn. `nonlinearity` may also be "sigmoid".
         merge_mode: what becomes of the outputs of two directions: "concat" (torch.nn's way), "sum",
             "mul", "ave" in every layer, or None for a pair (forward, backward) as the output.
+        recompute: whether the backward pass rebuilds the gates instead of keeping them: less memory
+            between the passes, one more matrix product.
         proj_size: not for this layer; there to refuse it as torch.nn does.
 
     Forward:
@@ -161,6 +170,7 @@ class RNN(RecurrentLayer):
         dtype: torch.dtype | None = None,
         *,
         merge_mode: str | None = "concat",
+        recompute: bool = False,
         proj_size: int | None = None,
     ) -> None:
         _refuse_projection(proj_size)
@@ -179,6 +189,7 @@ class RNN(RecurrentLayer):
             device=device,
             dtype=dtype,
             merge_mode=merge_mode,
+            recompute=recompute,
         )
         self.mode = f"RNN_{nonlinearity.upper()}"
 
@@ -202,7 +213,7 @@ class GRU(RecurrentLayer):
             dtype: as in torch.nn.
         reset_after: whether the reset gate acts after the recurrent product (torch.nn's way) or
             before it (the paper's).
-        merge_mode: as in `RNN`.
+        merge_mode, recompute: as in `RNN`.
         proj_size: not for this layer; there to refuse it as torch.nn does.
 
     Forward, parameters: as in `RNN`.
@@ -226,6 +237,7 @@ class GRU(RecurrentLayer):
         *,
         reset_after: bool = True,
         merge_mode: str | None = "concat",
+        recompute: bool = False,
         proj_size: int | None = None,
     ) -> None:
         _refuse_projection(proj_size)
@@ -242,6 +254,7 @@ class GRU(RecurrentLayer):
             device=device,
             dtype=dtype,
             merge_mode=merge_mode,
+            recompute=recompute,
         )
 
     @property
@@ -264,7 +277,7 @@ class LSTM(RecurrentLayer):
         peephole: whether the gates see the cell state (Gers and Schmidhuber 2000), through the
             parameters `weight_peephole_l{k}` and `weight_peephole_l{k}_reverse` of shape `[3*H]`,
             in the order i, f, o.
-        merge_mode: as in `RNN`.
+        merge_mode, recompute: as in `RNN`.
 
     Forward: as in `RNN`, with hx a pair `(h_0 [L*D, B, R], c_0 [L*D, B, H])` where R is proj_size
     or H, and the final states such a pair.
@@ -291,6 +304,7 @@ class LSTM(RecurrentLayer):
         *,
         peephole: bool = False,
         merge_mode: str | None = "concat",
+        recompute: bool = False,
     ) -> None:
         self.peephole = peephole
         super().__init__(
@@ -306,6 +320,7 @@ class LSTM(RecurrentLayer):
             device=device,
             dtype=dtype,
             merge_mode=merge_mode,
+            recompute=recompute,
         )
 
     @property

@@ -28,7 +28,7 @@ from bptt.cells import CELLS
 
 from . import backward, forward
 from .cells import KERNEL_CELLS
-from .plan import BLOCK, CHIPS, RESIDENT, Chip, Plan, make_plan
+from .plan import BLOCK, CHIPS, PERSISTENT, RESIDENT, Chip, Plan, make_plan
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -108,6 +108,8 @@ def _kernels(
     yield first
     if kernel == "step" and (projected or CELLS[cell].stages == 2):
         yield replace(first, second=True)
+    if kernel == "step":
+        yield replace(first, kernel=f"{way}_persistent", plan=replace(plan, tier=PERSISTENT))
 
 
 def source(variant: Variant) -> ASTSource:
@@ -139,6 +141,9 @@ def source(variant: Variant) -> ASTSource:
                 if size is None or size % 16 == 0:
                     attributes[place, field] = aligned
             signature[name] = io_type(*types)
+        elif name == "counter":
+            signature[name] = "*i64"
+            attributes[(place,)] = aligned
         elif name in constants:
             signature[name] = "constexpr"
             values[(place,)] = constants[name]

@@ -3,6 +3,7 @@
     backward_resident   block tier, weights and gradients of the states on chip
     backward_block      block tier, tiles of units in a loop, weights from the second cache
     backward_step       step tier, one launch per product and step
+    backward_persistent step tier in one launch
 
 They walk each direction's steps from its last to its first and write the gradient of every gate
 pre-activation. What is one matrix product over all steps (gradients of weights and input) comes
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .meeting import meet, tile_at
 from .tiles import (
     add_product,
     load_peepholes,
@@ -353,3 +355,31 @@ def backward_step(
             io, back, b, n, d, T, B, D, pattern, BACKWARD, OPERAND, BACKWARD_FIRST,
             G, STATES, SAVED, PEEPHOLES, BB, BN, BK, PRECISION,
         )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["T", "B", "D", "pattern"])
+def backward_persistent(
+    io, counter, T, B, D, pattern,
+    BACKWARD: tl.constexpr, OPERAND: tl.constexpr, BACKWARD_FIRST: tl.constexpr, G: tl.constexpr,
+    STATES: tl.constexpr, SAVED: tl.constexpr, PEEPHOLES: tl.constexpr, BB: tl.constexpr,
+    BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    blocks = tl.cdiv(B, BB)
+    PRODUCTS: tl.constexpr = 1 if io.operand is None else 2
+    for back in range(T):
+        for tile in range(program, blocks * tl.cdiv(io.R, BN) * D, programs):
+            b, n, d = tile_at(tile, blocks, io.R, BB, BN)
+            first_product(
+                io, back, b, n, d, T, B, D, pattern, BACKWARD, OPERAND, BACKWARD_FIRST,
+                G, STATES, SAVED, PEEPHOLES, BB, BN, BK, PRECISION,
+            )  # fmt: skip
+        meet(counter, PRODUCTS * back + 1)
+        if PRODUCTS == 2:
+            for tile in range(program, blocks * tl.cdiv(io.H, BN) * D, programs):
+                b, n, d = tile_at(tile, blocks, io.H, BB, BN)
+                second_product(
+                    io, back, b, n, d, T, B, D, pattern, BACKWARD, OPERAND, BACKWARD_FIRST,
+                    G, STATES, SAVED, PEEPHOLES, BB, BN, BK, PRECISION,
+                )  # fmt: skip
+            meet(counter, PRODUCTS * back + 2)

@@ -5,6 +5,7 @@
     forward_block      block tier; a program loops over time and over tiles of units, the weights
                        come from the second cache in every step, the state goes through memory
     forward_step       step tier; a program is one tile of one step, a launch is a step
+    forward_persistent step tier in one launch; programs share the tiles of a step and meet after it
 
 Directions are an axis of every grid, so that one launch runs them all.
 """
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from .meeting import meet, tile_at
 from .tiles import (
     add_product,
     bias_planes,
@@ -349,3 +351,43 @@ def forward_step(
             io, s, b, n, d, T, B, D, pattern,
             FORWARD, FIRST, G, STATES, SAVED, PEEPHOLES, BB, BN, BK, PRECISION,
         )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["T", "B", "D", "pattern"])
+def forward_persistent(
+    io,
+    counter,
+    T,
+    B,
+    D,
+    pattern,
+    FORWARD: tl.constexpr,
+    FIRST: tl.constexpr,
+    G: tl.constexpr,
+    STATES: tl.constexpr,
+    SAVED: tl.constexpr,
+    PEEPHOLES: tl.constexpr,
+    BB: tl.constexpr,
+    BN: tl.constexpr,
+    BK: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
+    program, programs = tl.program_id(0), tl.num_programs(0)
+    blocks = tl.cdiv(B, BB)
+    PRODUCTS: tl.constexpr = 1 if io.operand is None else 2
+    for s in range(T):
+        for tile in range(program, blocks * tl.cdiv(io.H, BN) * D, programs):
+            b, n, d = tile_at(tile, blocks, io.H, BB, BN)
+            first_product(
+                io, s, b, n, d, T, B, D, pattern,
+                FORWARD, FIRST, G, STATES, SAVED, PEEPHOLES, BB, BN, BK, PRECISION,
+            )  # fmt: skip
+        meet(counter, PRODUCTS * s + 1)
+        if PRODUCTS == 2:
+            for tile in range(program, blocks * tl.cdiv(io.R, BN) * D, programs):
+                b, n, d = tile_at(tile, blocks, io.R, BB, BN)
+                second_product(
+                    io, s, b, n, d, T, B, D, pattern,
+                    FORWARD, FIRST, G, SAVED, BB, BN, BK, PRECISION,
+                )  # fmt: skip
+            meet(counter, PRODUCTS * s + 2)

@@ -8,8 +8,10 @@ captured in a CUDA graph.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from functools import partial
+from math import prod
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -20,9 +22,9 @@ from bptt.gradients import KEEP_GATES, KEEP_NOTHING, LoopInputs, project
 
 from . import backward as back
 from . import forward as fore
-from .cells import KERNEL_CELLS
+from .cells import KERNEL_CELLS, KernelCell
 from .checks import Sizes, check_backward, check_forward
-from .plan import BLOCK, RESIDENT, Plan, plan_for
+from .plan import BLOCK, PERSISTENT, RESIDENT, Plan, chip_of, plan_for
 
 _POISON = os.environ.get("BPTT_POISON") == "1"  # as in csrc/torch/memory.h
 _FLAG_BITS = 24  # of a pattern of directions
@@ -69,7 +71,8 @@ def forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
             state,
         )
         plan = plan_for(cell, lead.dtype, hidden, state, False, lead.device)
-        _run_forward(cell, spec, sizes, io, direction_pattern(reverse), plan)
+        widths = (hidden, state) if two_products else (hidden,)
+        _run(_FORWARD, cell, sizes, io, reverse, plan, widths)
     return (
         y,
         h_n,
@@ -77,35 +80,6 @@ def forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
         lead.new_empty(0) if saved is None else saved,
         lead.new_empty(0, dtype=torch.float32) if cells is None else cells,
     )
-
-
-def _run_forward(
-    cell: str, spec: CellSpec, sizes: Sizes, io: fore.ForwardIO, pattern: int, plan: Plan
-) -> None:
-    functions = KERNEL_CELLS[cell]
-    steps, batch, directions = sizes[:3]
-    numbers: dict[str, Any] = {
-        "T": steps, "B": batch, "D": directions, "pattern": pattern,
-        "FORWARD": functions.forward, "G": len(spec.gates), "STATES": len(spec.states),
-        "SAVED": len(spec.saved), "PEEPHOLES": len(spec.peepholes),
-        "BB": plan.rows, "BN": plan.units, "PRECISION": precision(io.y),
-        "num_warps": plan.warps,
-    }  # fmt: skip
-    blocks = triton.cdiv(batch, plan.rows)
-    with _device_of(io.y):
-        if plan.tier == RESIDENT:
-            fore.forward_resident[blocks, directions](io, **numbers)
-            return
-        numbers.update(FIRST=functions.first, BK=plan.depth)
-        if plan.tier == BLOCK:
-            fore.forward_block[blocks, directions](io, **numbers)
-            return
-        first_grid = (blocks, triton.cdiv(sizes.hidden, plan.units), directions)
-        second_grid = (blocks, triton.cdiv(sizes.state, plan.units), directions)
-        for s in range(steps):
-            fore.forward_step[first_grid](io, s, SECOND=False, **numbers)
-            if io.operand is not None:
-                fore.forward_step[second_grid](io, s, SECOND=True, **numbers)
 
 
 def backward(
@@ -167,7 +141,8 @@ def backward(
             state,
         )
         plan = plan_for(cell, y.dtype, hidden, state, True, y.device)
-        _run_backward(cell, spec, sizes, io, direction_pattern(reverse), plan)
+        widths = (state, hidden) if two_products else (state,)
+        _run(_BACKWARD, cell, sizes, io, reverse, plan, widths)
         if plan.tier != RESIDENT:
             dh += _into_initial_state(spec, io, loop, reverse)
 
@@ -185,35 +160,100 @@ def backward(
     )
 
 
-def _run_backward(
-    cell: str, spec: CellSpec, sizes: Sizes, io: back.BackwardIO, pattern: int, plan: Plan
-) -> None:
-    functions = KERNEL_CELLS[cell]
+class _Kernels(NamedTuple):
+    """One pass in every tier, and the functions of a cell that it takes."""
+
+    resident: Any
+    block: Any
+    step: Any
+    persistent: Any
+    functions: Callable[[KernelCell], dict[str, Any]]
+    tiled_functions: Callable[[KernelCell], dict[str, Any]]
+
+
+_FORWARD = _Kernels(
+    fore.forward_resident,
+    fore.forward_block,
+    fore.forward_step,
+    fore.forward_persistent,
+    lambda cell: {"FORWARD": cell.forward},
+    lambda cell: {"FIRST": cell.first},
+)
+_BACKWARD = _Kernels(
+    back.backward_resident,
+    back.backward_block,
+    back.backward_step,
+    back.backward_persistent,
+    lambda cell: {"BACKWARD": cell.backward},
+    lambda cell: {"OPERAND": cell.operand, "BACKWARD_FIRST": cell.backward_first},
+)
+
+
+def _run(
+    kernels: _Kernels, cell: str, sizes: Sizes, io: Any, reverse: Sequence[int], plan: Plan,
+    widths: Sequence[int],
+) -> None:  # fmt: skip
+    """Launch what a plan says; `widths` are the columns that each product of a step makes."""
+    spec, functions = CELLS[cell], KERNEL_CELLS[cell]
     steps, batch, directions = sizes[:3]
     numbers: dict[str, Any] = {
-        "T": steps, "B": batch, "D": directions, "pattern": pattern,
-        "BACKWARD": functions.backward, "G": len(spec.gates), "STATES": len(spec.states),
-        "SAVED": len(spec.saved), "PEEPHOLES": len(spec.peepholes),
-        "BB": plan.rows, "BN": plan.units, "PRECISION": precision(io.y),
-        "num_warps": plan.warps,
+        "T": steps, "B": batch, "D": directions, "pattern": direction_pattern(reverse),
+        "G": len(spec.gates), "STATES": len(spec.states), "SAVED": len(spec.saved),
+        "PEEPHOLES": len(spec.peepholes), "BB": plan.rows, "BN": plan.units,
+        "PRECISION": precision(io.y), **kernels.functions(functions),
     }  # fmt: skip
+    options: dict[str, Any] = {"num_warps": plan.warps}
     blocks = triton.cdiv(batch, plan.rows)
     with _device_of(io.y):
         if plan.tier == RESIDENT:
-            back.backward_resident[blocks, directions](io, **numbers)
+            kernels.resident[blocks, directions](io, **numbers, **options)
             return
-        numbers.update(
-            OPERAND=functions.operand, BACKWARD_FIRST=functions.backward_first, BK=plan.depth
-        )
+        numbers.update(kernels.tiled_functions(functions), BK=plan.depth)
         if plan.tier == BLOCK:
-            back.backward_block[blocks, directions](io, **numbers)
+            kernels.block[blocks, directions](io, **numbers, **options)
             return
-        first_grid = (blocks, triton.cdiv(sizes.state, plan.units), directions)
-        second_grid = (blocks, triton.cdiv(sizes.hidden, plan.units), directions)
-        for step in range(steps):
-            back.backward_step[first_grid](io, step, SECOND=False, **numbers)
-            if io.operand is not None:
-                back.backward_step[second_grid](io, step, SECOND=True, **numbers)
+        grids = [(blocks, triton.cdiv(width, plan.units), directions) for width in widths]
+        if plan.tier == PERSISTENT:
+            # More programs than processors could not all wait for one another.
+            programs = min(max(map(prod, grids)), chip_of(io.y.device).processors)
+            counter = io.y.new_zeros(1, dtype=torch.int64)
+            options["launch_cooperative_grid"] = True
+            kernels.persistent[programs,](io, counter, **numbers, **options)
+            return
+        launches = [
+            _each_step(kernels.step, grid, io, {**numbers, "SECOND": bool(second)}, options)
+            for second, grid in enumerate(grids)
+        ]
+        for s in range(steps):
+            for launch in launches:
+                launch(s)
+
+
+def _each_step(
+    kernel: Any, grid: tuple[int, ...], io: Any, numbers: dict[str, Any], options: dict[str, Any]
+) -> Callable[[int], None]:
+    """A function that launches a kernel for a step.
+
+    Triton finds what it has compiled for the arguments of the first step. The others differ from it
+    in a number that is not compiled in: they skip the search, which takes longer than a step, and
+    pass addresses, which need no look at a tensor.
+    """
+    again: Callable[..., Any] | None = None
+    rest = [numbers[name] for name in kernel.arg_names[2:]]
+    addresses = type(io)(*(x.data_ptr() if isinstance(x, Tensor) else x for x in io))
+
+    def launch(s: int) -> None:
+        nonlocal again
+        if again is not None:
+            again(addresses, s, *rest)
+            return
+        compiled = kernel[grid](io, s, **numbers, **options)
+        if compiled is not None:  # as it is in the interpreter
+            driver = triton.runtime.driver.active
+            stream = driver.get_current_stream(driver.get_current_device())
+            again = partial(compiled[grid], stream=stream)
+
+    return launch
 
 
 def _into_initial_state(

@@ -5,6 +5,7 @@ Neither T nor B has a say, so that changing them compiles nothing.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -12,10 +13,14 @@ import torch
 
 from bptt.cells import CELLS
 
-RESIDENT, BLOCK, STEP = "block, weights on chip", "block, weights from L2", "step"
+RESIDENT, BLOCK = "block, weights on chip", "block, weights from L2"
+STEP, PERSISTENT = "step", "persistent step"
 
 ROWS = 16  # the fewest that tensor cores take
 STREAMED_BYTES = 512 * 1024  # of weights; above, a launch per step is expected to be cheaper
+# Whether programs of one launch wait for one another after each step, rather than a launch be made
+# for each. Off until it has been measured on a GPU.
+_ONE_LAUNCH = os.environ.get("BPTT_TRITON_PERSISTENT") == "1"
 LARGEST_WEIGHT = 2**31  # elements of one gate's matrix
 
 
@@ -25,21 +30,23 @@ class Chip:
 
     Attributes:
         shared: bytes of shared memory that one program may have.
+        processors: how many programs run at once at least: streaming multiprocessors.
         amd: whether Triton keeps weights in registers there rather than in shared memory.
     """
 
     shared: int
+    processors: int
     amd: bool = False
 
 
 # CUDA C++ Programming Guide, table of technical specifications per compute capability; AMD: CDNA 3
-# instruction set, local data share.
+# instruction set, local data share. Processors of A100, H200, B200, RTX 5090 and MI300X.
 CHIPS = {
-    "sm_80": Chip(163 * 1024),
-    "sm_90": Chip(227 * 1024),
-    "sm_100": Chip(227 * 1024),
-    "sm_120": Chip(99 * 1024),
-    "gfx942": Chip(64 * 1024, amd=True),
+    "sm_80": Chip(163 * 1024, 108),
+    "sm_90": Chip(227 * 1024, 132),
+    "sm_100": Chip(227 * 1024, 148),
+    "sm_120": Chip(99 * 1024, 170),
+    "gfx942": Chip(64 * 1024, 304, amd=True),
 }
 
 
@@ -48,7 +55,7 @@ class Plan:
     """How a problem is cut.
 
     Attributes:
-        tier: RESIDENT, BLOCK or STEP.
+        tier: RESIDENT, BLOCK, STEP or PERSISTENT.
         rows: rows of the batch in a tile.
         units: hidden units in a tile.
         depth: terms of the product in a tile.
@@ -91,7 +98,7 @@ def make_plan(
     depth = 32 if dtype.itemsize == 4 or hidden % 16 else 64
     if weights <= STREAMED_BYTES:
         return Plan(BLOCK, ROWS, min(padded, 64 if len(spec.gates) == 1 else 32), depth, 4)
-    return Plan(STEP, ROWS, 32, depth, 4)
+    return Plan(PERSISTENT if _ONE_LAUNCH else STEP, ROWS, 32, depth, 4)
 
 
 def _stays_on_chip(
@@ -126,4 +133,4 @@ def chip_of(device: torch.device) -> Chip:
         return CHIPS["sm_90"]
     properties = torch.cuda.get_device_properties(device)
     amd = torch.version.hip is not None
-    return Chip(properties.shared_memory_per_block_optin, amd)
+    return Chip(properties.shared_memory_per_block_optin, properties.multi_processor_count, amd)

@@ -58,3 +58,24 @@ def test_programs_run_in_another_order_each_time():
         samples.who_came_last[(8,)](out)
         seen.add(out.item())
     assert len(seen) > 1
+
+
+def passed_around(meet):
+    values, counter = torch.zeros(2 * 7, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+    samples.pass_around[(7,)](values, counter, 10, meet)
+    assert not meet or counter.item() == 70
+    return values[7:].tolist()
+
+
+def test_programs_that_meet_see_what_the_others_stored():
+    for _ in range(5):
+        assert passed_around(meet=True) == [10] * 7
+
+
+def test_a_missing_meeting_is_caught():
+    assert any(passed_around(meet=False) != [10] * 7 for _ in range(5))
+
+
+def test_programs_that_wait_for_ever_are_reported():
+    with pytest.raises(InterpreterError, match=r"wait_for_nobody: programs wait .* for ever"):
+        samples.wait_for_nobody[(3,)](torch.zeros(1, dtype=torch.int64))

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import bptt
 from bptt.kernels import launch
-from bptt.kernels.plan import BLOCK, RESIDENT, STEP, Plan
+from bptt.kernels.plan import BLOCK, PERSISTENT, RESIDENT, STEP, Chip, Plan
 from cases import ALL_CELLS, BF16, F16, F32, LSTMS, Case, call, check, make_inputs
 
 DTYPES = (F32, F16, BF16)
-TIERS = (RESIDENT, BLOCK, STEP)
+TIERS = (RESIDENT, BLOCK, STEP, PERSISTENT)
 MASKS = ("none", "lengths", "resets", "both")
 ONE_PRODUCT = tuple(cell for cell in ALL_CELLS if bptt.cells.CELLS[cell].stages == 1)
 
@@ -28,7 +28,10 @@ def names(dtype):
 
 @pytest.fixture
 def tier(request, monkeypatch):
-    """Makes every launch take a tier, with tiles of 16 x 16 x 16 or the whole hidden state."""
+    """Makes every launch take a tier, with tiles of 16 x 16 x 16 or the whole hidden state.
+
+    Three programs share the tiles of a persistent launch.
+    """
     name = request.param
 
     def plan(cell, dtype, hidden, *_):
@@ -36,11 +39,12 @@ def tier(request, monkeypatch):
         return Plan(name, 16, units, 16, 4)
 
     monkeypatch.setattr(launch, "plan_for", plan)
+    monkeypatch.setattr(launch, "chip_of", lambda _: Chip(shared=0, processors=3))
     return name
 
 
 every_tier = pytest.mark.parametrize("tier", TIERS, indirect=True)
-tiled = pytest.mark.parametrize("tier", (BLOCK, STEP), indirect=True)
+tiled = pytest.mark.parametrize("tier", TIERS[1:], indirect=True)
 
 
 @every_tier

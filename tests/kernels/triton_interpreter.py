@@ -4,14 +4,20 @@
   casts go through float32 and round to nearest even; other arithmetic on it is refused, as the
   kernels' own rule is to compute in float32.
 - bounds: every address that a mask lets through must lie inside an argument of the launch.
-- order: the programs of a launch run in a shuffled order, another one for each launch.
+- order: the programs of a launch run in a shuffled order, another one for each launch, and take
+  turns: at some loads and stores, and at every atomic operation, so that programs that wait for one
+  another come through. Programs that wait for ever are an error.
 """
 
 from __future__ import annotations
 
+import functools
+import inspect
+import math
 import os
 import random
 
+import greenlet
 import numpy as np
 import triton.language as tl
 from triton.runtime import interpreter
@@ -36,6 +42,7 @@ def install() -> None:
         _repair_bfloat16()
         _check_bounds()
         _shuffle_programs()
+        _take_turns()
 
 
 # --- bfloat16 -------------------------------------------------------------------------------------
@@ -158,15 +165,16 @@ def _check(builder, what: str, pointers: TensorHandle, mask: TensorHandle) -> No
 
 # --- order of the programs ------------------------------------------------------------------------
 
+_random = random.Random(SEED)
+
 
 def _shuffle_programs() -> None:
-    generator = random.Random(SEED)
     set_dim, set_idx = InterpreterBuilder.set_grid_dim, InterpreterBuilder.set_grid_idx
 
     def set_grid_dim(self, x, y, z):
         set_dim(self, x, y, z)
         self.shuffled = [(i, j, k) for i in range(x) for j in range(y) for k in range(z)]
-        generator.shuffle(self.shuffled)
+        _random.shuffle(self.shuffled)
 
     def set_grid_idx(self, x, y, z):
         _, ny, nz = self.grid_dim
@@ -174,6 +182,82 @@ def _shuffle_programs() -> None:
 
     InterpreterBuilder.set_grid_dim = set_grid_dim
     InterpreterBuilder.set_grid_idx = set_grid_idx
+
+
+TURNS = 0.05  # how often a load or store gives way to another program
+WAITED = 1000  # turns of each program without a load or store among them
+
+
+class _Programs:
+    """The programs of the launch that runs; each is a greenlet, and the loop below their parent."""
+
+    loop: greenlet.greenlet | None = None
+    waited = 0
+
+
+class _Together:
+    """A kernel as the interpreter calls it, program after program; runs them in turns at the last.
+
+    What has to look like the kernel's own function are its signature and its globals.
+    """
+
+    def __init__(self, kernel) -> None:
+        functools.update_wrapper(self, kernel)
+        self.kernel, self.waiting = kernel, []
+        self.__globals__ = kernel.__globals__
+        self.__signature__ = inspect.signature(kernel)
+
+    def __call__(self, **arguments) -> None:
+        builder = interpreter.interpreter_builder
+        self.waiting.append(tuple(builder.grid_idx))
+        if len(self.waiting) < math.prod(builder.grid_dim):
+            return
+        _Programs.loop, _Programs.waited = greenlet.getcurrent(), 0
+        running = [(place, greenlet.greenlet(self.kernel.__call__)) for place in self.waiting]
+        started = set()
+        try:
+            while running:
+                chosen = _random.randrange(len(running))
+                place, program = running[chosen]
+                builder.grid_idx = place
+                program.switch(**({} if place in started else arguments))
+                started.add(place)
+                if program.dead:
+                    running.pop(chosen)
+                if _Programs.waited > WAITED * (1 + len(running)):
+                    raise RuntimeError(f"{self.__name__}: programs wait for one another for ever")
+        finally:
+            _Programs.loop = None
+
+
+def _give_way(waits: bool) -> None:
+    if _Programs.loop is None:
+        return
+    _Programs.waited = _Programs.waited + 1 if waits else 0
+    if waits or _random.random() < TURNS:
+        _Programs.loop.switch()
+
+
+def _take_turns() -> None:
+    prepare = GridExecutor.__init__
+
+    def __init__(self, kernel, *rest, **options):
+        prepare(self, _Together(kernel), *rest, **options)
+
+    def giving_way(name: str, waits: bool):
+        operation = getattr(InterpreterBuilder, name)
+
+        def operate(self, *arguments):
+            _give_way(waits)
+            return operation(self, *arguments)
+
+        setattr(InterpreterBuilder, name, operate)
+
+    GridExecutor.__init__ = __init__
+    giving_way("create_masked_load", waits=False)
+    giving_way("create_masked_store", waits=False)
+    giving_way("create_atomic_rmw", waits=True)
+    giving_way("create_atomic_cas", waits=True)
 
 
 assert interpreter.interpreter_builder.__class__ is InterpreterBuilder

@@ -1,0 +1,107 @@
+"""A CUDA driver that accepts every launch and does nothing: for Triton on a machine without a GPU.
+
+Kernels are compiled as for an H200 and launched through Triton's own launcher, on CPU tensors; the
+library below stands in for libcuda. What the launch looked like is recorded. Nothing is computed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import triton
+from triton.backends.compiler import GPUTarget
+
+# What Triton's launcher calls (backends/nvidia/driver.py); all succeed.
+LIBCUDA = r"""
+#include <stdint.h>
+int launches = 0;
+int cuLaunchKernelEx(const void* config, void* function, void** arguments, void** extra) {
+  ++launches;
+  return 0;
+}
+int cuPointerGetAttribute(uint64_t* out, int attribute, uint64_t pointer) {
+  *out = pointer;
+  return 0;
+}
+int cuGetErrorString(int error, const char** text) { *text = "no driver"; return 0; }
+int cuCtxGetCurrent(void** context) { *context = &launches; return 0; }
+int cuCtxSetCurrent(void* context) { return 0; }
+int cuDeviceGet(int* device, int place) { *device = place; return 0; }
+int cuDevicePrimaryCtxRetain(void** context, int device) { *context = &launches; return 0; }
+int cuFuncSetAttribute(void* function, int attribute, int value) { return 0; }
+"""
+
+
+class Launch(NamedTuple):
+    """One launch, as Triton's launcher was called; constants are among the arguments."""
+
+    kernel: str
+    grid: tuple[int, int, int]
+    cooperative: bool
+    arguments: tuple[Any, ...]
+
+
+class _Utils:
+    """What Triton asks a driver about a device and a binary."""
+
+    def get_device_properties(self, device: int) -> dict[str, int]:
+        return {"max_shared_mem": 227 * 1024}
+
+    def load_binary(self, name: str, binary: bytes, shared: int, device: int) -> tuple[int, ...]:
+        registers, spilled, threads = 0, 0, 1024
+        return 1, 1, registers, spilled, threads
+
+
+class NoDriver:
+    """Triton's active driver from its making on; `launches` is the record, `count` what arrived."""
+
+    def __init__(self, folder: Path) -> None:
+        library = folder / "libcuda.so.1"
+        command = [
+            "gcc",
+            "-shared",
+            "-fPIC",
+            "-xc",
+            "-",
+            "-o",
+            library,
+            f"-Wl,-soname,{library.name}",
+        ]
+        subprocess.run(command, input=LIBCUDA, text=True, check=True)
+        os.environ["TRITON_LIBCUDA_PATH"] = str(folder)
+        self.library = ctypes.CDLL(str(library), ctypes.RTLD_GLOBAL)
+        self.launches: list[Launch] = []
+        self.record = True
+        self.utils = _Utils()
+        triton.runtime.driver.set_active(self)
+
+    @property
+    def count(self) -> int:
+        return ctypes.c_int.in_dll(self.library, "launches").value
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+    def launcher_cls(self, source: Any, metadata: Any) -> Any:
+        from triton.backends.nvidia.driver import CudaLauncher
+
+        launcher = CudaLauncher(source, metadata)
+
+        def launch(x: int, y: int, z: int, stream: int, function: int, *rest: Any) -> None:
+            if self.record:
+                # After the metadata and two hooks come the kernel's arguments.
+                cooperative = bool(metadata.launch_cooperative_grid)
+                self.launches.append(Launch(metadata.name, (x, y, z), cooperative, rest[4:]))
+            launcher(x, y, z, stream, function, *rest)
+
+        return launch

@@ -17,7 +17,7 @@ CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench build wheel clean
+.PHONY: help demo test lint bench gpu build wheel clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -38,6 +38,10 @@ lint: $(STAMPS)/packages  ## ruff, mypy on the package, clang-format
 
 bench: build  ## speed against torch.nn, some minutes; writes benchmarks/results
 	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
+
+# Another machine's Python, with its torch: .ci/gpu says what it takes and makes.
+gpu:  ## on a machine with a GPU: its tests, compute-sanitizer, speed beside torch.nn
+	.ci/gpu
 
 # The editable install points Python at this folder; setup.py has its own up-to-date check.
 build: $(STAMPS)/editable  ## the extension, in place

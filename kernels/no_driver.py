@@ -2,6 +2,8 @@
 
 Kernels are compiled as for an H200 and launched through Triton's own launcher, on CPU tensors; the
 library below stands in for libcuda. What the launch looked like is recorded. Nothing is computed.
+
+    python -m bptt.kernels.no_driver     what a launch of the step tier costs the host, as Markdown
 """
 
 from __future__ import annotations
@@ -9,9 +11,13 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import tempfile
+import time
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 
@@ -105,3 +111,42 @@ class NoDriver:
             launcher(x, y, z, stream, function, *rest)
 
         return launch
+
+
+def launch_cost(device: str = "cpu") -> float:
+    """Microseconds of the host per launch of the step tier, the device not waited for.
+
+    On "cpu" a NoDriver must be active, and the driver's own time is not part of it.
+    """
+    from . import launch
+
+    def seconds(steps: int) -> float:
+        gates_x = torch.zeros(steps, 4, 1, 4, 600, device=device)
+        w_hh, h0 = torch.zeros(1, 2400, 600, device=device), torch.zeros(1, 4, 600, device=device)
+        inputs = (gates_x, None, None, None, w_hh, None, None, None, h0, h0, None, None)
+        times = []
+        for _ in range(20):
+            if device == "cuda":
+                torch.cuda.synchronize()
+            started = time.perf_counter()
+            launch.forward("triton", "lstm", *inputs, [0], "gates")
+            times.append(time.perf_counter() - started)
+        return median(times)
+
+    return (seconds(401) - seconds(1)) / 400 * 1e6
+
+
+def main() -> None:
+    from bptt.demo.machine import processor
+
+    with tempfile.TemporaryDirectory() as folder:
+        NoDriver(Path(folder)).record = False
+        cost = launch_cost()
+    print("Host time of one launch of the Triton step tier (LSTM, H=600, float32), in place of the")
+    print("CUDA driver a library that does nothing: the driver's own time is not part of it.\n")
+    print("| microseconds per launch | processor | Triton | torch |\n| --- | --- | --- | --- |")
+    print(f"| {cost:.1f} | {processor()} | {triton.__version__} | {torch.__version__} |")
+
+
+if __name__ == "__main__":
+    main()

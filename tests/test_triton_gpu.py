@@ -9,7 +9,9 @@ import pytest
 import torch
 
 import bptt
+from bptt.kernels import plan
 from cases import ALL_CELLS, BF16, F16, F32, LSTMS, Case, call, check, make_inputs
+from tiers import TIERS, TILED, force_tier
 
 pytestmark = [
     pytest.mark.gpu,
@@ -33,24 +35,15 @@ def _full_precision():
 
 @pytest.fixture
 def tier(request, monkeypatch):
-    from bptt.kernels import launch
-    from bptt.kernels.plan import RESIDENT, Plan
-
-    name = request.param
-
-    def plan(cell, dtype, hidden, *_):
-        units = max(16, 1 << (hidden - 1).bit_length()) if name == RESIDENT else 16
-        return Plan(name, 16, units, 16, 4)
-
-    monkeypatch.setattr(launch, "plan_for", plan)
-    return name
+    force_tier(monkeypatch, request.param)
+    return request.param
 
 
-def every_tier(names=("block, weights on chip", "block, weights from L2", "step")):
-    return pytest.mark.parametrize("tier", names, indirect=True)
+every_tier = pytest.mark.parametrize("tier", TIERS, indirect=True)
+tiled = pytest.mark.parametrize("tier", TILED, indirect=True)
 
 
-@every_tier()
+@every_tier
 @pytest.mark.parametrize("masks", ["none", "lengths", "resets", "both"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=names)
 @pytest.mark.parametrize("cell", ONE_PRODUCT)
@@ -59,7 +52,7 @@ def test_every_cell_dtype_and_mask(cell, dtype, masks, tier):
     check(case, dtype, "triton", "cuda")
 
 
-@every_tier(("block, weights from L2", "step"))
+@tiled
 @pytest.mark.parametrize("dtype", DTYPES, ids=names)
 @pytest.mark.parametrize("cell", ["gru_reset_before", *LSTMS])
 def test_two_products_in_a_step(cell, dtype, tier):
@@ -68,12 +61,30 @@ def test_two_products_in_a_step(cell, dtype, tier):
     check(case, dtype, "triton", "cuda")
 
 
+@every_tier
+@pytest.mark.parametrize("cell", ["lstm_peephole", "gru"])
+def test_small_enough_for_a_sanitizer(cell, tier):
+    """What `.ci/gpu` runs under compute-sanitizer, which slows a kernel down a hundredfold."""
+    check(
+        Case(cell, steps=3, batch=17, hidden=19, directions=2, masks="both"), F32, "triton", "cuda"
+    )
+
+
+@pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize("hidden", [1, 16, 64, 100, 128, 200, 256, 512, 700])
 @pytest.mark.parametrize("dtype", DTYPES, ids=names)
 @pytest.mark.parametrize("cell", ALL_CELLS)
-def test_as_planned(cell, dtype, hidden):
+def test_as_planned(cell, dtype, hidden, recompute):
     case = Case(cell, steps=7, batch=19, inputs=24, hidden=hidden, directions=2, masks="both")
-    check(case, dtype, "triton", "cuda")
+    check(replace(case, recompute=recompute), dtype, "triton", "cuda")
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru_reset_before"])
+def test_a_persistent_launch_waits_rightly_in_a_long_sequence(cell, monkeypatch):
+    """More tiles than processors, and a thousand meetings."""
+    monkeypatch.setattr(plan, "_ONE_LAUNCH", True)
+    case = Case(cell, steps=500, batch=64, inputs=8, hidden=700, directions=2)
+    check(case, BF16, "triton", "cuda")
 
 
 def on_gpu(case):
@@ -115,9 +126,11 @@ def test_no_call_waits_for_the_device(cell, hidden):
     assert x.grad is not None
 
 
-@pytest.mark.parametrize("hidden", [64, 300])
+@pytest.mark.parametrize("one_launch", [False, True])
+@pytest.mark.parametrize("hidden", [64, 300, 700])
 @pytest.mark.parametrize("cell", ["gru", "lstm"])
-def test_a_captured_graph_replays(cell, hidden):
+def test_a_captured_graph_replays(cell, hidden, one_launch, monkeypatch):
+    monkeypatch.setattr(plan, "_ONE_LAUNCH", one_launch)
     layer = (bptt.GRU if cell == "gru" else bptt.LSTM)(24, hidden, device="cuda")
     x = torch.randn(6, 8, 24, device="cuda")
     with torch.no_grad(), bptt.backend("triton"):

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 
 import bptt
 from bptt.kernels import launch
-from bptt.kernels.plan import BLOCK, PERSISTENT, RESIDENT, STEP, Chip, Plan
+from bptt.kernels.plan import Chip
 from cases import ALL_CELLS, BF16, F16, F32, LSTMS, Case, call, check, make_inputs
+from tiers import TIERS, TILED, force_tier
 
 DTYPES = (F32, F16, BF16)
-TIERS = (RESIDENT, BLOCK, STEP, PERSISTENT)
 MASKS = ("none", "lengths", "resets", "both")
 ONE_PRODUCT = tuple(cell for cell in ALL_CELLS if bptt.cells.CELLS[cell].stages == 1)
 
@@ -28,23 +28,14 @@ def names(dtype):
 
 @pytest.fixture
 def tier(request, monkeypatch):
-    """Makes every launch take a tier, with tiles of 16 x 16 x 16 or the whole hidden state.
-
-    Three programs share the tiles of a persistent launch.
-    """
-    name = request.param
-
-    def plan(cell, dtype, hidden, *_):
-        units = max(16, 1 << (hidden - 1).bit_length()) if name == RESIDENT else 16
-        return Plan(name, 16, units, 16, 4)
-
-    monkeypatch.setattr(launch, "plan_for", plan)
+    """The tier of every launch; three programs share the tiles of a persistent one."""
+    force_tier(monkeypatch, request.param)
     monkeypatch.setattr(launch, "chip_of", lambda _: Chip(shared=0, processors=3))
-    return name
+    return request.param
 
 
 every_tier = pytest.mark.parametrize("tier", TIERS, indirect=True)
-tiled = pytest.mark.parametrize("tier", TIERS[1:], indirect=True)
+tiled = pytest.mark.parametrize("tier", TILED, indirect=True)
 
 
 @every_tier

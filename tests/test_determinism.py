@@ -11,9 +11,8 @@ import pytest
 import torch
 
 import bptt
-from bptt.autograd import forward_op
 from bptt.cells import CELLS
-from bptt.gradients import Config, LoopInputs
+from bptt.gradients import KEEP_GATES, Config, LoopInputs, forward_op
 from cases import ALL_CELLS, DTYPES, F32, LSTMS, Case, make_inputs, run
 
 LAYERS = {
@@ -116,7 +115,7 @@ def op_inputs(cell, dtype, steps, batch, inputs, hidden, directions, proj=0, mas
 def run_ops(cell, loop, douts):
     """All outputs of the forward and the backward op."""
     reverse = tuple(d % 2 == 1 for d in range(loop.w_hh.shape[0]))
-    forward = forward_op(Config("cpu", cell, reverse), loop, True)
+    forward = forward_op(Config("cpu", cell, reverse), loop, KEEP_GATES)
     y, _, _, saved, cells = forward
     backward = torch.ops.bptt.recurrence_backward(
         "cpu",

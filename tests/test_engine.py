@@ -12,9 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bptt import _dev
-from bptt.autograd import forward_op
 from bptt.cells import CELLS
-from bptt.gradients import Config, LoopInputs
+from bptt.gradients import KEEP_NOTHING, Config, LoopInputs, forward_op
 from cases import ALL_CELLS, F32, F64
 
 # --- cells ----------------------------------------------------------------------------------------
@@ -186,7 +185,7 @@ def activation_by_the_op(name, x):
         lengths=None,
         resets=None,
     )
-    y = forward_op(Config("cpu", f"rnn_{name}", (False,)), loop, False)[0]
+    y = forward_op(Config("cpu", f"rnn_{name}", (False,)), loop, KEEP_NOTHING)[0]
     return y.flatten().numpy()
 
 

@@ -2,6 +2,7 @@
 
     python setup.py build_ext --inplace      what `make build` runs; unchanged files are left alone
     pip install --no-build-isolation .       against the torch that is installed
+    python setup.py build_simulator          programs of the CUDA simulator, which only tests need
 
 bptt._C   the library: torch's stable ABI and Python's limited API, so that one binary fits every
           torch from 2.11 and every Python from 3.10.
@@ -32,8 +33,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from setuptools import Extension, find_packages, setup
+from setuptools import Command, Extension, find_packages, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).resolve().parent
@@ -191,6 +193,9 @@ class NinjaFile:
             "rule link",
             f"  command = {compiler} -shared -o $out $in $flags",
             "  description = link $out",
+            "rule program",
+            f"  command = {compiler} -o $out $in $flags",
+            "  description = link $out",
         ]
 
     def add_nvcc(self, nvcc: Path) -> None:
@@ -210,6 +215,10 @@ class NinjaFile:
     def link(self, name: str, objects: list[Path], flags: list[str]) -> Path:
         """Adds a command that makes a shared library."""
         return self._add("link", BUILD / name, objects, flags)
+
+    def program(self, name: str, objects: list[Path], flags: list[str]) -> Path:
+        """Adds a command that makes a program."""
+        return self._add("program", BUILD / name, objects, flags)
 
     def write(self, path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -297,6 +306,26 @@ def add_development_module(file: NinjaFile, engine: list[Path], cuda: Cuda | Non
     return file.link("_dev.so", [*objects, *engine], cuda_link_flags(cuda))
 
 
+# The simulator's engines: what each is compiled with, and what it finds (csrc/simulator).
+SIMULATORS = {
+    "fibers": [],
+    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
+    "thread": ["-fsanitize=thread", "-DBPTT_SIMULATOR_THREADS", "-pthread"],
+}
+
+
+def add_simulator(file: NinjaFile) -> list[Path]:
+    """Programs that run sample kernels in each engine of the simulator."""
+    programs = []
+    for engine, special in SIMULATORS.items():
+        flags = [*COMPILE, "-O1", "-g", "-DBPTT_SIMULATOR", *special]
+        objects = [
+            file.compile(source, flags, variant=engine) for source in sources("simulator", ".cpp")
+        ]
+        programs.append(file.program(f"simulator/samples.{engine}", objects, special))
+    return programs
+
+
 def write_commands() -> dict[str, Path]:
     """Writes build.ninja; returns what it can build, by extension name."""
     file = NinjaFile()
@@ -313,8 +342,17 @@ def write_commands() -> dict[str, Path]:
         if os.environ.get("BPTT_DEV") == "1":
             raise SystemExit(f"BPTT_DEV=1, but bptt._dev cannot be built: {reason}") from None
         print(f"bptt: development module left out: {reason}")
+    add_simulator(file)
     file.write(ROOT / BUILD / "build.ninja")
     return built
+
+
+def run_ninja(targets: list[str]) -> None:
+    """Builds what is out of date among targets of build.ninja."""
+    jobs = os.environ.get("MAX_JOBS") or str(cores())
+    command = [find_ninja(), "-f", str(BUILD / "build.ninja"), "-j", jobs, *targets]
+    if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
+        raise SystemExit("bptt: compilation failed, see above")
 
 
 @contextmanager
@@ -347,13 +385,26 @@ class BuildExtensions(build_ext):
             if not self.inplace:
                 built.pop("bptt._dev", None)
             self.extensions = [ext for ext in self.extensions if ext.name in built]
-            jobs = os.environ.get("MAX_JOBS") or str(cores())
-            command = [find_ninja(), "-f", str(BUILD / "build.ninja"), "-j", jobs]
-            done = subprocess.run([*command, *map(str, built.values())], cwd=ROOT, check=False)
-            if done.returncode != 0:
-                raise SystemExit("bptt: compilation failed, see above")
+            run_ninja([str(path) for path in built.values()])
             for name, path in built.items():
                 replace_file(ROOT / path, Path(self.get_ext_fullpath(name)))
+
+
+class BuildSimulator(Command):
+    """Builds the simulator's programs, build/native/simulator/*; tests run it."""
+
+    description = "build the programs of the CUDA simulator"
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+
+    def initialize_options(self) -> None: ...
+
+    def finalize_options(self) -> None: ...
+
+    def run(self) -> None:
+        with alone():
+            file = NinjaFile()
+            write_commands()
+            run_ninja([str(path) for path in add_simulator(file)])
 
 
 setup(
@@ -369,6 +420,6 @@ setup(
         Extension("bptt._C", sources=[], py_limited_api=True),
         Extension("bptt._dev", sources=[], optional=True),
     ],
-    cmdclass={"build_ext": BuildExtensions},
+    cmdclass={"build_ext": BuildExtensions, "build_simulator": BuildSimulator},
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -1,0 +1,64 @@
+// What the kernels need of the machine and C++ does not have. With BPTT_SIMULATOR it comes from
+// csrc/simulator, for any host compiler; else from ptx.cuh, the only file with PTX.
+//
+//   View<T>            a pointer that the simulator also knows the end of
+//   shared_memory()    the block's dynamic shared memory, aligned to 1024 bytes
+//   sync_block(), sync_warp()
+//   shuffle_xor(value, mask)
+//
+// Matrix instructions; every lane of the warp calls them:
+//   multiply_16x8x16<Bf16 or Fp16>(d, a, b)     d [16, 8] float32 += a [16, 16] * b [16, 8]
+//   multiply_16x8x8(d, a, b)                    the same in TF32, depth 8
+//   load_matrices(words, row)                   four 8 x 8 matrices of 16-bit values (ldmatrix);
+//                                               lane k gives the address of row k % 8 of matrix k /
+//                                               8
+//   The fragments are laid out as the PTX manual draws them for mma.m16n8k16 and m16n8k8.
+//
+// Asynchronous copies of 16 bytes, global to shared; the bytes from `valid` on become zeros:
+//   copy_async(target, source, valid), commit_copies()
+//   wait_for_copies<N>()     until at most N committed groups of this thread are on their way
+//
+// Blocks of a cluster (compute capability 9.0):
+//   cluster_rank(), cluster_size(), arrive_cluster(), wait_cluster()
+//   TransactionBarrier       in shared memory: a phase ends when it has seen its arrivals and bytes
+//     init(arrivals)         by one thread, and arrive_cluster/wait_cluster before anybody uses it
+//     arrive_and_expect(bytes)
+//     wait(parity)           until the phase of that parity has ended
+//   store_remote(here, value, barrier, rank)
+//                            to the same place in another block's shared memory; then counts four
+//                            bytes at the same barrier there
+//
+// Blocks of a grid (a cooperative launch); counters lie in global memory and only grow:
+//   signal(counter, count)             by one thread, after a sync_block: what the block has stored
+//   wait_for_signals(counter, goal)    is there for whoever saw the count, and a sync_block after
+//   it
+//
+// Waiting is bounded: after kPatienceNs a kernel prints what it waits for and traps.
+//
+//   launch(name, kernel, config, arguments...)
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace bptt::gpu {
+
+struct Extent {
+  unsigned x = 1, y = 1, z = 1;
+};
+
+struct LaunchConfig {
+  Extent grid, block;
+  size_t shared_bytes = 0;
+  unsigned cluster = 1;  // blocks along x
+  bool cooperative = false;
+  void* stream = nullptr;
+};
+
+}  // namespace bptt::gpu
+
+#if defined(BPTT_SIMULATOR)
+#include "../simulator/primitives.h"
+#else
+#include "ptx.cuh"
+#endif

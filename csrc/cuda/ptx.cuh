@@ -1,0 +1,266 @@
+// The device's side of primitives.cuh, which says what each of these does. Source: PTX ISA 9.0.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdio>
+
+namespace bptt::gpu {
+
+template <class T>
+class View {
+ public:
+  View() = default;
+  __host__ __device__ View(T* data, int64_t) : data_(data) {}
+
+  template <class Index>
+  __host__ __device__ T& operator[](Index index) const {
+    return data_[index];
+  }
+  template <class Index>
+  __host__ __device__ T* at(Index index, int) const {
+    return data_ + index;
+  }
+  template <class Index>
+  __host__ __device__ View slice(Index from, int64_t count) const {
+    return {data_ + from, count};
+  }
+  __host__ __device__ explicit operator bool() const { return data_ != nullptr; }
+
+ private:
+  T* data_ = nullptr;
+};
+
+__device__ inline char* shared_memory() {
+  extern __shared__ __align__(1024) char bptt_shared_memory[];
+  return bptt_shared_memory;
+}
+__device__ inline size_t shared_memory_bytes() {
+  unsigned bytes;
+  asm("mov.u32 %0, %%dynamic_smem_size;" : "=r"(bytes));
+  return bytes;
+}
+
+__device__ inline void sync_block() { __syncthreads(); }
+__device__ inline void sync_warp() { __syncwarp(); }
+__device__ inline float shuffle_xor(float value, unsigned mask) {
+  return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
+}
+
+// The address as instructions on shared memory take it.
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+// --- waiting
+// --------------------------------------------------------------------------------------
+
+constexpr uint64_t kPatienceNs = 20'000'000'000;
+
+__device__ inline uint64_t nanoseconds() {
+  uint64_t time;
+  asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
+  return time;
+}
+
+template <class Ready>
+__device__ void wait_until(Ready ready, const char* what) {
+  for (int k = 0; k < 1024; ++k) {
+    if (ready()) return;
+  }
+  const uint64_t start = nanoseconds();
+  while (!ready()) {
+    if (nanoseconds() - start > kPatienceNs) {
+      printf("bptt: block (%u, %u, %u), thread %u waits for %s, which never comes\n", blockIdx.x,
+             blockIdx.y, blockIdx.z, threadIdx.x, what);
+      __trap();
+    }
+  }
+}
+
+// --- matrix instructions
+// --------------------------------------------------------------------------
+
+struct Bf16 {};
+struct Fp16 {};
+
+template <class Half>
+__device__ void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
+
+template <>
+__device__ inline void multiply_16x8x16<Bf16>(float (&d)[4], const uint32_t (&a)[4],
+                                              const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+template <>
+__device__ inline void multiply_16x8x16<Fp16>(float (&d)[4], const uint32_t (&a)[4],
+                                              const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ inline void multiply_16x8x8(float (&d)[4], const uint32_t (&a)[4],
+                                       const uint32_t (&b)[2]) {
+  asm("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+__device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
+// --- asynchronous copies
+// --------------------------------------------------------------------------
+
+__device__ inline void copy_async(void* target, const void* source, unsigned valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(target)),
+               "l"(source), "r"(valid)
+               : "memory");
+}
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+template <int kPending>
+__device__ void wait_for_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
+}
+
+// --- blocks of a cluster
+// --------------------------------------------------------------------------
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+__device__ inline unsigned cluster_rank() {
+  unsigned rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ inline unsigned cluster_size() {
+  unsigned size;
+  asm("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+  return size;
+}
+__device__ inline void arrive_cluster() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ inline void wait_cluster() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+
+class TransactionBarrier {
+ public:
+  __device__ void init(unsigned arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&word_)),
+                 "r"(arrivals)
+                 : "memory");
+    // Other blocks' stores count here, so they must not find it before it is made.
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+  }
+
+  __device__ void arrive_and_expect(unsigned bytes) {
+    asm volatile(
+        "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(&word_)),
+        "r"(bytes)
+        : "memory");
+  }
+
+  __device__ void wait(unsigned parity) {
+    const uint32_t address = shared_address(&word_);
+    wait_until([address, parity] { return ended(address, parity & 1); }, "a transaction barrier");
+  }
+
+ private:
+  __device__ static bool ended(uint32_t address, unsigned parity) {
+    uint32_t answer;
+    asm volatile(
+        "{\n"
+        "  .reg .pred p;\n"
+        "  mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, [%1], %2;\n"
+        "  selp.u32 %0, 1, 0, p;\n"
+        "}"
+        : "=r"(answer)
+        : "r"(address), "r"(parity)
+        : "memory");
+    return answer != 0;
+  }
+
+  alignas(8) uint64_t word_;
+};
+
+// An address in the shared memory of another block of the cluster.
+__device__ inline uint32_t remote_address(const void* here, unsigned rank) {
+  uint32_t there;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(shared_address(here)), "r"(rank));
+  return there;
+}
+
+__device__ inline void store_remote(uint32_t* here, uint32_t value, TransactionBarrier* barrier,
+                                    unsigned rank) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+                   remote_address(here, rank)),
+               "r"(value), "r"(remote_address(barrier, rank))
+               : "memory");
+}
+
+#endif
+
+// --- blocks of a grid
+// -----------------------------------------------------------------------------
+
+__device__ inline void signal(uint32_t* counter, uint32_t count) {
+  asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(count) : "memory");
+}
+
+__device__ inline void wait_for_signals(uint32_t* counter, uint32_t goal) {
+  const auto ready = [counter, goal] {
+    uint32_t seen;
+    asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
+    return static_cast<int32_t>(seen - goal) >= 0;  // counters may wrap around
+  };
+  wait_until(ready, "signals of other blocks");
+}
+
+// --- launching
+// ------------------------------------------------------------------------------------
+
+template <class... Parameters, class... Arguments>
+cudaError_t launch(const char*, void (*kernel)(Parameters...), const LaunchConfig& config,
+                   const Arguments&... arguments) {
+  const auto bytes = static_cast<int>(config.shared_bytes);
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  cudaError_t status =
+      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  if (status == cudaSuccess && config.cluster > 8) {
+    status = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  if (status != cudaSuccess) return status;
+  cudaLaunchAttribute attributes[2];
+  unsigned count = 0;
+  if (config.cooperative) {
+    attributes[count].id = cudaLaunchAttributeCooperative;
+    attributes[count++].val.cooperative = 1;
+  }
+  if (config.cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count++].val.clusterDim = {config.cluster, 1, 1};
+  }
+  cudaLaunchConfig_t launched{};
+  launched.gridDim = {config.grid.x, config.grid.y, config.grid.z};
+  launched.blockDim = {config.block.x, config.block.y, config.block.z};
+  launched.dynamicSmemBytes = config.shared_bytes;
+  launched.stream = static_cast<cudaStream_t>(config.stream);
+  launched.attrs = attributes;
+  launched.numAttrs = count;
+  return cudaLaunchKernelEx(&launched, kernel, static_cast<Parameters>(arguments)...);
+}
+
+}  // namespace bptt::gpu

@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# Test processes; most tests keep one core busy.
+WORKERS ?= -n 2 --dist worksteal
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -27,8 +29,8 @@ demo: build  ## layers beside torch.nn, and a model trained on real words: under
 	$(BIN)/python -m bptt.demo
 
 test: lint build  ## lint, then the test suite; Triton's interpreter in a process of its own
-	$(BIN)/python -m pytest -q
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q tests/kernels
+	$(BIN)/python -m pytest -q $(WORKERS)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(WORKERS) tests/kernels
 
 lint: $(STAMPS)/packages  ## ruff, mypy on the package, clang-format
 	$(BIN)/python -m ruff check .

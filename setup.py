@@ -343,6 +343,7 @@ def write_commands() -> dict[str, Path]:
             raise SystemExit(f"BPTT_DEV=1, but bptt._dev cannot be built: {reason}") from None
         print(f"bptt: development module left out: {reason}")
     add_simulator(file)
+    file.lines.append(f"default {' '.join(map(str, built.values()))}")
     file.write(ROOT / BUILD / "build.ninja")
     return built
 

@@ -309,20 +309,26 @@ def add_development_module(file: NinjaFile, engine: list[Path], cuda: Cuda | Non
 # The simulator's engines: what each is compiled with, and what it finds (csrc/simulator).
 SIMULATORS = {
     "fibers": [],
-    "address": ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"],
-    "thread": ["-fsanitize=thread", "-DBPTT_SIMULATOR_THREADS", "-pthread"],
+    "address": [
+        "-DBPTT_FEW_KERNELS",
+        *("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"),
+    ],
+    "thread": [
+        *("-DBPTT_FEW_KERNELS", "-DBPTT_SIMULATOR_THREADS"),
+        *("-fsanitize=thread", "-pthread"),
+    ],
 }
 
 
 def add_simulator(file: NinjaFile) -> list[Path]:
-    """Programs that run sample kernels in each engine of the simulator."""
+    """Programs that run kernels in each engine of the simulator."""
     programs = []
     for engine, special in SIMULATORS.items():
         flags = [*COMPILE, "-O1", "-g", "-DBPTT_SIMULATOR", *special]
-        objects = [
-            file.compile(source, flags, variant=engine) for source in sources("simulator", ".cpp")
-        ]
-        programs.append(file.program(f"simulator/samples.{engine}", objects, special))
+        for source in sources("simulator", ".cpp"):
+            made = file.compile(source, flags, variant=engine)
+            name = f"simulator/{source.stem}.{engine}"
+            programs.append(file.program(name, [made], special))
     return programs
 
 

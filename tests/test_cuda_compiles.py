@@ -1,5 +1,5 @@
-"""Does nvcc take what the simulator runs, for every architecture, and are the primitives what they
-should be in PTX?
+"""Does nvcc take what the simulator runs, for every architecture and without spills, and are the
+primitives what they should be in PTX?
 """
 
 import re
@@ -72,3 +72,34 @@ def test_primitives_are_the_instructions_they_stand_for(arch, source, tmp_path):
         assert instruction in text, instruction
     for instruction in CLUSTERS:
         assert (instruction in text) == (arch != "80"), instruction
+
+
+CELLS = ("Rnn<Tanh>", "Rnn<Relu>", "Rnn<Sigmoid>", "Gru", "Lstm<false>", "Lstm<true>")
+NUMBERS = ("Float32", "Tf32", "HalfNumber<Bf16>", "HalfNumber<Fp16>")
+# Of stack, and saved around the call, for what a kernel prints before it traps.
+MESSAGE_BYTES, SAVED_BYTES = 32, 8
+
+
+@pytest.mark.parametrize("arch", ARCHITECTURES)
+def test_forward_kernels_compile_without_spills(arch, tmp_path):
+    teams = ["BlockTeam", "GridTeam"] + ([] if arch == "80" else ["ClusterTeam"])
+    numbers = NUMBERS if arch == "90a" else NUMBERS[2:3]
+    lines = [f'#include "cells/{name}.h"' for name in ("gru", "lstm", "rnn")]
+    lines += ['#include "cuda/forward.cuh"', "using namespace bptt;", "using namespace bptt::gpu;"]
+    for cell in CELLS:
+        for number in numbers:
+            stored = f"{number}::Storage"
+            lines += [
+                f"template __global__ void gpu::recurrence_forward<{cell}, {number}, "
+                f"{team}<{stored}>>(ForwardArgs<{stored}>);"
+                for team in teams
+            ]
+    source = tmp_path / "forward.cu"
+    source.write_text("\n".join(lines) + "\n")
+    target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
+    options = ["-std=c++20", f"-I{ROOT / 'csrc'}", "-Werror=all-warnings", target, "-Xptxas=-v"]
+    report = nvcc(*options, "-c", source, "-o", tmp_path / "forward.o")
+    used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
+    assert len(used) == len(CELLS) * len(numbers) * len(teams)
+    for stack, spilled in used:
+        assert int(stack) <= MESSAGE_BYTES and int(spilled) <= SAVED_BYTES

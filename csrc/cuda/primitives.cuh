@@ -14,6 +14,10 @@
 //                                               8
 //   The fragments are laid out as the PTX manual draws them for mma.m16n8k16 and m16n8k8.
 //
+// Numbers of 16 bits are Bf16 and Fp16:
+//   widen(x), narrow<Bf16 or Fp16>(x)           to and from float, to the nearest, ties to even
+//   round_to_tf32(x)                            what multiply_16x8x8 should be given
+//
 // Asynchronous copies of 16 bytes, global to shared; the bytes from `valid` on become zeros:
 //   copy_async(target, source, valid), commit_copies()
 //   wait_for_copies<N>()     until at most N committed groups of this thread are on their way
@@ -55,7 +59,27 @@ struct LaunchConfig {
   void* stream = nullptr;
 };
 
+// Numbers by their bits.
+struct Bf16 {
+  uint16_t bits;
+};
+struct Fp16 {
+  uint16_t bits;
+};
+
 }  // namespace bptt::gpu
+
+#if defined(BPTT_SIMULATOR) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#define BPTT_HAS_CLUSTERS
+#endif
+
+// Before a loop over what has to stay in registers: an index that is not a constant puts an array
+// in memory.
+#if defined(BPTT_SIMULATOR)
+#define BPTT_UNROLL
+#else
+#define BPTT_UNROLL _Pragma("unroll")
+#endif
 
 #if defined(BPTT_SIMULATOR)
 #include "../simulator/primitives.h"

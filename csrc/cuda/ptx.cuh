@@ -81,8 +81,36 @@ __device__ void wait_until(Ready ready, const char* what) {
 // --- matrix instructions
 // --------------------------------------------------------------------------
 
-struct Bf16 {};
-struct Fp16 {};
+__device__ inline float widen(Bf16 x) {
+  return __uint_as_float(static_cast<uint32_t>(x.bits) << 16);
+}
+__device__ inline float widen(Fp16 x) {
+  float wide;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(wide) : "h"(x.bits));
+  return wide;
+}
+
+template <class Half>
+__device__ Half narrow(float x);
+
+template <>
+__device__ inline Bf16 narrow<Bf16>(float x) {
+  Bf16 half;
+  asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(half.bits) : "f"(x));
+  return half;
+}
+template <>
+__device__ inline Fp16 narrow<Fp16>(float x) {
+  Fp16 half;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(half.bits) : "f"(x));
+  return half;
+}
+
+__device__ inline float round_to_tf32(float x) {
+  uint32_t rounded;
+  asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(rounded) : "f"(x));
+  return __uint_as_float(rounded);
+}
 
 template <class Half>
 __device__ void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]);
@@ -137,7 +165,7 @@ __device__ void wait_for_copies() {
 // --- blocks of a cluster
 // --------------------------------------------------------------------------
 
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if defined(BPTT_HAS_CLUSTERS)
 
 __device__ inline unsigned cluster_rank() {
   unsigned rank;

@@ -92,22 +92,41 @@ inline float shuffle_xor(float value, unsigned mask, Where where = Where::curren
 // --- matrix instructions
 // --------------------------------------------------------------------------
 
-// One 16-bit float in the low or high half of a word, and a TF32 number in a whole one.
-struct Bf16 {
-  static float low(uint32_t word) { return std::bit_cast<float>(word << 16); }
-  static float high(uint32_t word) { return std::bit_cast<float>(word & 0xFFFF0000u); }
-};
-struct Fp16 {
-  static float low(uint32_t word) { return widened(word & 0xFFFF); }
-  static float high(uint32_t word) { return widened(word >> 16); }
-  static float widened(uint32_t half) {
-    const float sign = half & 0x8000 ? -1.0f : 1.0f;
-    const int exponent = half >> 10 & 31, fraction = half & 1023;
-    if (exponent == 31) return fraction ? NAN : sign * INFINITY;
-    if (exponent == 0) return sign * std::ldexp(static_cast<float>(fraction), -24);
-    return sign * std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
-  }
-};
+inline float widen(Bf16 x) { return std::bit_cast<float>(static_cast<uint32_t>(x.bits) << 16); }
+inline float widen(Fp16 x) {
+  const float sign = x.bits & 0x8000 ? -1.0f : 1.0f;
+  const int exponent = x.bits >> 10 & 31, fraction = x.bits & 1023;
+  if (exponent == 31) return fraction ? NAN : sign * INFINITY;
+  if (exponent == 0) return sign * std::ldexp(static_cast<float>(fraction), -24);
+  return sign * std::ldexp(static_cast<float>(fraction + 1024), exponent - 25);
+}
+
+template <class Half>
+Half narrow(float x);
+
+template <>
+inline Bf16 narrow<Bf16>(float x) {
+  const uint32_t bits = std::bit_cast<uint32_t>(x);
+  if (std::isnan(x)) return {0x7FFF};
+  return {static_cast<uint16_t>((bits + 0x7FFF + (bits >> 16 & 1)) >> 16)};
+}
+
+template <>
+inline Fp16 narrow<Fp16>(float x) {
+  const auto sign = static_cast<uint16_t>(std::signbit(x) ? 0x8000 : 0);
+  const float size = std::fabs(x);
+  if (std::isnan(x)) return {0x7FFF};
+  if (size >= 65520.0f) return {static_cast<uint16_t>(sign | 0x7C00)};
+  // The exponent of the lowest bit that is kept; nearbyint rounds to even.
+  const int exponent = size > 0 ? std::max(std::ilogb(size) - 10, -24) : -24;
+  const auto kept = static_cast<int>(std::nearbyint(std::ldexp(size, -exponent)));
+  return {static_cast<uint16_t>(sign + ((exponent + 24) << 10) + kept)};
+}
+
+inline float round_to_tf32(float x) {
+  if (!std::isfinite(x)) return x;
+  return std::bit_cast<float>((std::bit_cast<uint32_t>(x) + 0x1000u) & 0xFFFFE000u);
+}
 inline float tf32(uint32_t word) { return std::bit_cast<float>(word & 0xFFFFE000u); }
 
 template <class Half>
@@ -122,7 +141,9 @@ void multiply_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)
         const unsigned pair = depth % 8 / 2, half = depth / 8;
         const uint32_t x = word_of(4 * (row % 8) + pair, row / 8 + 2 * half);
         const uint32_t y = word_of(4 * column + pair, 4 + half);
-        d[k] += depth % 2 ? Half::high(x) * Half::high(y) : Half::low(x) * Half::low(y);
+        const unsigned shift = depth % 2 * 16;
+        d[k] += widen(Half{static_cast<uint16_t>(x >> shift)}) *
+                widen(Half{static_cast<uint16_t>(y >> shift)});
       }
     }
     return 0;

@@ -86,7 +86,7 @@ __global__ void pipeline(View<const float> values, View<float> out, int tiles, i
   out[k] = sum;
 }
 
-#if defined(BPTT_SIMULATOR) || !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+#if defined(BPTT_HAS_CLUSTERS)
 // Blocks of a cluster hand numbers around: after `rounds` each has what started `rounds` further
 // on.
 __global__ void ring(View<const uint32_t> values, View<uint32_t> out, int rounds, int fault) {

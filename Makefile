@@ -6,6 +6,9 @@ TORCH ?= torch==2.13.0
 # Test processes; most tests keep one core busy.
 WORKERS ?= -n 2 --dist worksteal
 
+# The ops on simulated CUDA kernels; setup.py makes it.
+SIMULATOR := build/native/simulator/ops.so
+
 VENV := .venv
 BIN := $(VENV)/bin
 STAMPS := $(VENV)/.stamps
@@ -19,18 +22,19 @@ CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench gpu build wheel clean
+.PHONY: help demo test lint bench gpu build simulator check-archs wheel clean
 
 help:  ## what there is
-	@sed -n 's/^\([a-z]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
+	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 	@echo "PYTHON=$(PYTHON) makes $(VENV), TORCH=$(TORCH) is installed there; both can be set."
 
 demo: build  ## layers beside torch.nn, and a model trained on real words: under 4 minutes
 	$(BIN)/python -m bptt.demo
 
-test: lint build  ## lint, then the test suite; Triton's interpreter in a process of its own
+test: lint build simulator  ## lint, then the suite; GPU kernels without a GPU run beside it
 	$(BIN)/python -m pytest -q $(WORKERS)
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest -q $(WORKERS) tests/kernels
+	TRITON_INTERPRET=1 BPTT_SIMULATOR=$(SIMULATOR) \
+		$(BIN)/python -m pytest -q $(WORKERS) tests/kernels tests/simulated
 
 lint: $(STAMPS)/packages  ## ruff, mypy on the package, clang-format
 	$(BIN)/python -m ruff check .
@@ -48,6 +52,13 @@ gpu:  ## on a machine with a GPU: its tests, compute-sanitizer, speed beside tor
 # The editable install points Python at this folder; setup.py has its own up-to-date check.
 build: $(STAMPS)/editable  ## the extension, in place
 	@$(BIN)/python setup.py --quiet build_ext --inplace
+
+simulator: $(STAMPS)/editable  ## CUDA kernels for a CPU: what tests/simulated runs
+	@$(BIN)/python setup.py --quiet build_simulator
+
+check-archs: $(STAMPS)/packages  ## CUDA kernels for every architecture: registers, spills
+	@$(BIN)/python setup.py --quiet build_kernels
+	$(BIN)/python benchmarks/resources.py
 
 wheel: $(STAMPS)/packages  ## a wheel in dist/, for every torch from 2.11 and Python from 3.10
 	rm -rf build/lib* build/bdist*

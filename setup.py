@@ -3,20 +3,22 @@
     python setup.py build_ext --inplace      what `make build` runs; unchanged files are left alone
     pip install --no-build-isolation .       against the torch that is installed
     python setup.py build_simulator          programs of the CUDA simulator, which only tests need
+    python setup.py build_kernels            CUDA kernels alone, for every architecture
 
 bptt._C   the library: torch's stable ABI and Python's limited API, so that one binary fits every
           torch from 2.11 and every Python from 3.10.
 bptt._dev what tests need from C++, by pybind11. It fits this Python alone: in-place builds (an
           editable install is one) make it where pybind11 is installed, wheels never hold it.
 
-setup.py writes the commands to build/native/build.ninja; ninja runs those whose inputs, headers
-included, have changed. Environment:
+setup.py writes the commands to build/native/build.ninja (wheel.ninja for a wheel); ninja runs those
+whose inputs, headers included, have changed. Environment:
 
     MAX_JOBS         commands at a time (default: the cores this process may use)
     CXX              the compiler (default: c++)
     BPTT_DEV         1: fail rather than leave bptt._dev out of an in-place build; 0: leave it out
     BPTT_NO_CUDA     1: leave the CUDA kernels out even where there is an nvcc
-    BPTT_CUDA_ARCHS  architectures, as in "80;90a;120;120-virtual" (-virtual: PTX, for later GPUs)
+    BPTT_CUDA_ARCHS  architectures, as in "80;90a;120;120-virtual" (-virtual: PTX, for later GPUs);
+                     by default all that a wheel has, and in place 90a and those of the GPUs here
 """
 
 from __future__ import annotations
@@ -60,7 +62,7 @@ if platform.machine() in ("x86_64", "AMD64"):
         "-mprefer-vector-width=512",
     ]
 
-CUDA_ARCHS = "80;90a;100;120;90-virtual"
+CUDA_ARCHS = ("80", "90a", "100", "120", "90-virtual")
 
 
 class LeftOut(Exception):
@@ -74,16 +76,26 @@ class Cuda:
     Attributes:
         nvcc: the compiler.
         library: the folder of libcudart_static.a.
-        targets: what to generate code for, as arguments.
+        archs: what to generate code for.
     """
 
     nvcc: Path
     library: Path
-    targets: list[str]
+    archs: tuple[str, ...]
+
+    @property
+    def targets(self) -> list[str]:
+        """-gencode arguments."""
+        targets = []
+        for arch in self.archs:
+            number = arch.removesuffix("-virtual")
+            code = f"compute_{number}" if arch.endswith("-virtual") else f"sm_{number}"
+            targets.append(f"-gencode=arch=compute_{number},code={code}")
+        return targets
 
 
-def find_cuda() -> Cuda:
-    """The CUDA toolkit to build with.
+def find_cuda(in_place: bool) -> Cuda:
+    """The CUDA toolkit to build with; an in-place build is for the machine at hand.
 
     Raises:
         LeftOut: when there is none, or nothing to compile with it.
@@ -98,7 +110,7 @@ def find_cuda() -> Cuda:
     library = next((f for f in folders if (f / "libcudart_static.a").is_file()), None)
     if library is None:
         raise LeftOut(f"{root} has no libcudart_static.a")
-    return Cuda(nvcc, library, code_targets(nvcc))
+    return Cuda(nvcc, library, architectures(nvcc, in_place))
 
 
 def find_nvcc() -> Path:
@@ -125,20 +137,25 @@ def toolkit_root(nvcc: Path) -> Path:
     return nvcc.resolve().parent.parent
 
 
-def code_targets(nvcc: Path) -> list[str]:
-    """-gencode arguments: those asked for, or those of the default list that this nvcc knows."""
-    asked = os.environ.get("BPTT_CUDA_ARCHS")
-    archs = [arch.strip() for arch in (asked or CUDA_ARCHS).split(";") if arch.strip()]
-    if not asked:
-        known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True)
-        plain = {line.removeprefix("compute_") for line in known.split()}
-        archs = [arch for arch in archs if arch.removesuffix("-virtual").rstrip("a") in plain]
-    targets = []
-    for arch in archs:
-        number = arch.removesuffix("-virtual")
-        code = f"compute_{number}" if arch.endswith("-virtual") else f"sm_{number}"
-        targets.append(f"-gencode=arch=compute_{number},code={code}")
-    return targets
+def architectures(nvcc: Path, in_place: bool) -> tuple[str, ...]:
+    """Those asked for, or those of the default that this nvcc knows."""
+    asked = os.environ.get("BPTT_CUDA_ARCHS", "")
+    if asked:
+        return tuple(arch.strip() for arch in asked.split(";") if arch.strip())
+    known = subprocess.check_output([nvcc, "--list-gpu-arch"], text=True)
+    plain = {line.removeprefix("compute_") for line in known.split()}
+    wanted = sorted({"90a", *present_architectures()}) if in_place else CUDA_ARCHS
+    return tuple(arch for arch in wanted if arch.removesuffix("-virtual").rstrip("a") in plain)
+
+
+def present_architectures() -> set[str]:
+    """Those of this machine's GPUs, by its driver."""
+    query = ["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"]
+    if shutil.which(query[0]) is None:
+        return set()
+    answer = subprocess.run(query, capture_output=True, text=True, check=False)
+    numbers = {line.strip().replace(".", "") for line in answer.stdout.splitlines()}
+    return {"90a" if number == "90" else number for number in numbers if number.isdigit()}
 
 
 def torch_folder() -> Path:
@@ -201,7 +218,9 @@ class NinjaFile:
     def add_nvcc(self, nvcc: Path) -> None:
         self.lines += [
             "rule nvcc",
-            f"  command = {self._shell([str(nvcc)])} -MD -MF $out.d $flags -c $in -o $out",
+            # What the assembler reports stays beside the object: registers, spills.
+            f"  command = {self._shell([str(nvcc)])} -MD -MF $out.d $flags -c $in -o $out"
+            " 2> $out.ptxas || { cat $out.ptxas; exit 1; }",
             "  description = nvcc $out",
             "  depfile = $out.d",
             "  deps = gcc",
@@ -236,8 +255,8 @@ class NinjaFile:
         return shlex.join(arguments).replace("$", "$$")
 
 
-def add_engine(file: NinjaFile, cuda: Cuda | None) -> list[Path]:
-    """All that knows nothing of torch: both extensions link it."""
+def add_engine(file: NinjaFile) -> list[Path]:
+    """All that knows nothing of torch and of CUDA: every extension links it."""
     plain = [*COMPILE, *ARITHMETIC]
     objects = []
     for source in [*sources("engine", ".cpp"), *sources("cuda", ".cpp")]:
@@ -247,11 +266,19 @@ def add_engine(file: NinjaFile, cuda: Cuda | None) -> list[Path]:
                 objects.append(file.compile(source, flags, variant=name))
         else:
             objects.append(file.compile(source, plain))
+    return objects
+
+
+def add_kernels(file: NinjaFile, cuda: Cuda | None) -> list[Path]:
+    """The CUDA kernels and their launches."""
+    objects = []
     if cuda is not None:
         file.add_nvcc(cuda.nvcc)
-        flags = ["-O3", "-std=c++20", "-Xcompiler", "-fPIC,-fvisibility=hidden", "--threads", "2"]
+        flags = ["-O3", "-std=c++20", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
+        flags += ["-Werror=all-warnings", "--threads", "2", *cuda.targets]
+        variant = "-".join(cuda.archs)  # so that a wheel leaves the objects in place alone
         for source in sources("cuda", ".cu"):
-            objects.append(file.compile(source, [*flags, *cuda.targets], rule="nvcc"))
+            objects.append(file.compile(source, flags, variant=variant, rule="nvcc"))
     return objects
 
 
@@ -269,25 +296,31 @@ def cuda_link_flags(cuda: Cuda | None) -> list[str]:
     return [f"-L{cuda.library}", "-lcudart_static", "-ldl", "-lrt", "-lpthread", hidden]
 
 
+def torch_flags() -> list[str]:
+    """Flags for sources that use torch's stable ABI."""
+    target = [f"-DTORCH_TARGET_VERSION={TORCH_ABI}", "-DUSE_CUDA"]
+    return [*target, f"-isystem{torch_folder() / 'include'}"]
+
+
+def torch_link_flags() -> list[str]:
+    # libtorch looks unneeded on a torch without CUDA, yet is what leads to the symbols of one with.
+    libraries = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
+    return [f"-L{torch_folder() / 'lib'}", *libraries]
+
+
 def add_library(file: NinjaFile, engine: list[Path], cuda: Cuda | None) -> Path:
     """bptt._C. No run path: `import torch`, which comes first, has torch's libraries loaded."""
-    torch = torch_folder()
-    flags = [*COMPILE, "-O2", f"-DTORCH_TARGET_VERSION={TORCH_ABI}", "-DUSE_CUDA"]
-    flags += [f"-isystem{torch / 'include'}"]
-    if cuda is not None:
-        flags.append("-DBPTT_WITH_CUDA")
+    flags = [*COMPILE, "-O2", *torch_flags()]
     module = [f"-DPy_LIMITED_API={PYTHON_ABI}", *python_flags()]
     objects = [
         file.compile(source, [*flags, *module] if source.name == "module.cpp" else flags)
         for source in sources("torch", ".cpp")
+        if cuda is not None or source.name != "cuda.cpp"
     ]
-    # libtorch looks unneeded on a torch without CUDA, yet is what leads to the symbols of one with.
-    libraries = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
-    link = [f"-L{torch / 'lib'}", *libraries, *cuda_link_flags(cuda)]
-    return file.link("_C.so", [*objects, *engine], link)
+    return file.link("_C.so", [*objects, *engine], [*torch_link_flags(), *cuda_link_flags(cuda)])
 
 
-def add_development_module(file: NinjaFile, engine: list[Path], cuda: Cuda | None) -> Path:
+def add_development_module(file: NinjaFile, engine: list[Path]) -> Path:
     """bptt._dev.
 
     Raises:
@@ -303,7 +336,7 @@ def add_development_module(file: NinjaFile, engine: list[Path], cuda: Cuda | Non
 
     flags = [*COMPILE, *ARITHMETIC, *python_flags(), f"-isystem{pybind11.get_include()}"]
     objects = [file.compile(source, flags) for source in sources("dev", ".cpp")]
-    return file.link("_dev.so", [*objects, *engine], cuda_link_flags(cuda))
+    return file.link("_dev.so", [*objects, *engine], [])
 
 
 # The simulator's engines: what each is compiled with, and what it finds (csrc/simulator).
@@ -320,44 +353,59 @@ SIMULATORS = {
 }
 
 
-def add_simulator(file: NinjaFile) -> list[Path]:
-    """Programs that run kernels in each engine of the simulator."""
-    programs = []
-    for engine, special in SIMULATORS.items():
+def add_simulator(file: NinjaFile, engine: list[Path]) -> list[Path]:
+    """Programs that run kernels in each engine of the simulator, and a library of ops that do."""
+    built = []
+    for kind, special in SIMULATORS.items():
         flags = [*COMPILE, "-O1", "-g", "-DBPTT_SIMULATOR", *special]
         for source in sources("simulator", ".cpp"):
-            made = file.compile(source, flags, variant=engine)
-            name = f"simulator/{source.stem}.{engine}"
-            programs.append(file.program(name, [made], special))
-    return programs
+            made = file.compile(source, flags, variant=kind)
+            name = f"simulator/{source.stem}.{kind}"
+            built.append(file.program(name, [made], special))
+    flags = [*COMPILE, "-O1", "-DBPTT_SIMULATOR"]
+    kernels = [
+        file.compile(source, ["-x", "c++", *flags], variant="simulated")
+        for source in sources("cuda", ".cu")
+    ]
+    op = file.compile(Path("csrc/torch/cuda.cpp"), [*flags, *torch_flags()], variant="simulated")
+    built.append(file.link("simulator/ops.so", [op, *kernels, *engine], torch_link_flags()))
+    return built
 
 
-def write_commands() -> dict[str, Path]:
-    """Writes build.ninja; returns what it can build, by extension name."""
+def write_commands(in_place: bool) -> dict[str, Path]:
+    """Writes the ninja file; returns what it can build, by extension name."""
     file = NinjaFile()
     try:
-        cuda = find_cuda()
+        cuda = find_cuda(in_place)
     except LeftOut as reason:
         cuda = None
         print(f"bptt: CUDA kernels left out: {reason}")
-    engine = add_engine(file, cuda)
-    built = {"bptt._C": add_library(file, engine, cuda)}
+    engine = add_engine(file)
+    kernels = add_kernels(file, cuda)
+    built = {"bptt._C": add_library(file, [*engine, *kernels], cuda)}
     try:
-        built["bptt._dev"] = add_development_module(file, engine, cuda)
+        built["bptt._dev"] = add_development_module(file, engine)
     except LeftOut as reason:
         if os.environ.get("BPTT_DEV") == "1":
             raise SystemExit(f"BPTT_DEV=1, but bptt._dev cannot be built: {reason}") from None
         print(f"bptt: development module left out: {reason}")
-    add_simulator(file)
+    built_simulator = add_simulator(file, engine)
+    file.lines.append(f"build simulator: phony {' '.join(map(str, built_simulator))}")
+    file.lines.append(f"build kernels: phony {' '.join(map(str, kernels))}")
     file.lines.append(f"default {' '.join(map(str, built.values()))}")
-    file.write(ROOT / BUILD / "build.ninja")
+    file.write(ROOT / ninja_file(in_place))
     return built
 
 
-def run_ninja(targets: list[str]) -> None:
-    """Builds what is out of date among targets of build.ninja."""
+def ninja_file(in_place: bool) -> Path:
+    """They differ in what the CUDA kernels are compiled for."""
+    return BUILD / ("build.ninja" if in_place else "wheel.ninja")
+
+
+def run_ninja(targets: list[str], in_place: bool) -> None:
+    """Builds what is out of date among targets of the ninja file."""
     jobs = os.environ.get("MAX_JOBS") or str(cores())
-    command = [find_ninja(), "-f", str(BUILD / "build.ninja"), "-j", jobs, *targets]
+    command = [find_ninja(), "-f", str(ninja_file(in_place)), "-j", jobs, *targets]
     if subprocess.run(command, cwd=ROOT, check=False).returncode != 0:
         raise SystemExit("bptt: compilation failed, see above")
 
@@ -388,20 +436,21 @@ class BuildExtensions(build_ext):
 
     def run(self) -> None:
         with alone():
-            built = write_commands()
+            built = write_commands(bool(self.inplace))
             if not self.inplace:
                 built.pop("bptt._dev", None)
             self.extensions = [ext for ext in self.extensions if ext.name in built]
-            run_ninja([str(path) for path in built.values()])
+            run_ninja([str(path) for path in built.values()], bool(self.inplace))
             for name, path in built.items():
                 replace_file(ROOT / path, Path(self.get_ext_fullpath(name)))
 
 
-class BuildSimulator(Command):
-    """Builds the simulator's programs, build/native/simulator/*; tests run it."""
+class BuildTarget(Command):
+    """Runs ninja for one of its other targets."""
 
-    description = "build the programs of the CUDA simulator"
     user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+    target: ClassVar[str]
+    in_place = True
 
     def initialize_options(self) -> None: ...
 
@@ -409,9 +458,23 @@ class BuildSimulator(Command):
 
     def run(self) -> None:
         with alone():
-            file = NinjaFile()
-            write_commands()
-            run_ninja([str(path) for path in add_simulator(file)])
+            write_commands(self.in_place)
+            run_ninja([self.target], self.in_place)
+
+
+class BuildSimulator(BuildTarget):
+    """Builds the simulator's programs and ops, build/native/simulator/*; tests run them."""
+
+    description = "build the programs of the CUDA simulator"
+    target = "simulator"
+
+
+class BuildKernels(BuildTarget):
+    """Compiles the CUDA kernels for every architecture that a wheel has."""
+
+    description = "compile the CUDA kernels for every architecture"
+    target = "kernels"
+    in_place = False
 
 
 setup(
@@ -427,6 +490,10 @@ setup(
         Extension("bptt._C", sources=[], py_limited_api=True),
         Extension("bptt._dev", sources=[], optional=True),
     ],
-    cmdclass={"build_ext": BuildExtensions, "build_simulator": BuildSimulator},
+    cmdclass={
+        "build_ext": BuildExtensions,
+        "build_simulator": BuildSimulator,
+        "build_kernels": BuildKernels,
+    },
     options={"bdist_wheel": {"py_limited_api": "cp310"}},
 )

@@ -6,7 +6,6 @@ meeting.py  how the programs of one launch wait for one another
 forward.py  the forward kernels of every tier
 backward.py the backward kernels of every tier
 plan.py     which tier and which tile sizes a problem takes; imports no Triton
-checks.py   checks of the ops' arguments; imports no Triton
 launch.py   tensors in, kernels launched, tensors out: the ops of torch.ops.bptt
 
 For machines without a GPU:

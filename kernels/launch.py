@@ -7,7 +7,6 @@ captured in a CUDA graph.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from math import prod
@@ -19,14 +18,14 @@ from torch import Tensor
 
 from bptt.cells import CELLS, CellSpec
 from bptt.gradients import KEEP_GATES, KEEP_NOTHING, LoopInputs, project
+from bptt.op_checks import Sizes, check_backward, check_forward
+from bptt.op_tensors import dense, new
 
 from . import backward as back
 from . import forward as fore
 from .cells import KERNEL_CELLS, KernelCell
-from .checks import Sizes, check_backward, check_forward
-from .plan import BLOCK, PERSISTENT, RESIDENT, Plan, chip_of, plan_for
+from .plan import BLOCK, PERSISTENT, RESIDENT, Plan, chip_of, plan_for, reason_against
 
-_POISON = os.environ.get("BPTT_POISON") == "1"  # as in csrc/torch/memory.h
 _FLAG_BITS = 24  # of a pattern of directions
 
 
@@ -35,30 +34,31 @@ def forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
     *tensors, reverse, keep = rest
     loop = LoopInputs(*tensors)
     sizes = check_forward(backend, cell, loop, reverse, keep)
+    _check_limits(cell, sizes)
     spec = CELLS[cell]
     lead = loop.w_hh
     steps, batch, directions, hidden, state = sizes
     two_products = spec.stages == 2 or loop.w_hr is not None
-    y = _new(lead, steps, batch, directions, state)
+    y = new(lead, steps, batch, directions, state)
     h_n = loop.h0.clone(memory_format=torch.contiguous_format)
     c = _sums(loop.c0, lead, directions, batch, hidden) if spec.has_cell_state else None
     shape = (steps, batch, directions, len(spec.saved), hidden)
-    saved = _new(lead, *shape) if keep == KEEP_GATES and spec.saved else None
+    saved = new(lead, *shape) if keep == KEEP_GATES and spec.saved else None
     scratch = None
     if saved is None and spec.stages == 2:
-        scratch = _new(lead, directions, batch, len(spec.saved), hidden)
+        scratch = new(lead, directions, batch, len(spec.saved), hidden)
     cells = None
     if keep != KEEP_NOTHING and spec.has_cell_state:
-        cells = _new(lead, steps, batch, directions, hidden, dtype=torch.float32)
+        cells = new(lead, steps, batch, directions, hidden, dtype=torch.float32)
     if y.numel():
         io = fore.ForwardIO(
             _gates(loop, cell),
-            _dense(loop.w_hh),
-            _dense(loop.b_hh),
-            _dense(loop.w_hr),
-            _dense(loop.peephole),
-            _dense(loop.h0),
-            _dense(loop.lengths),
+            dense(loop.w_hh),
+            dense(loop.b_hh),
+            dense(loop.w_hr),
+            dense(loop.peephole),
+            dense(loop.h0),
+            dense(loop.lengths),
             _bytes(loop.resets),
             y,
             h_n,
@@ -66,7 +66,7 @@ def forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
             saved,
             scratch,
             cells,
-            _new(lead, directions, batch, hidden) if two_products else None,
+            new(lead, directions, batch, hidden) if two_products else None,
             hidden,
             state,
         )
@@ -103,32 +103,33 @@ def backward(
     """`bptt::recurrence_backward`."""
     loop = LoopInputs(None, None, None, None, w_hh, None, w_hr, peephole, h0, c0, lengths, resets)
     sizes = check_backward(backend, cell, (dy, dh_n, dc_n), (y, saved, cells), loop, reverse)
+    _check_limits(cell, sizes)
     spec = CELLS[cell]
     steps, batch, directions, hidden, state = sizes
     gates = (steps, batch, directions, len(spec.gates), hidden)
     projected = w_hr is not None
     two_products = spec.stages == 2 or projected
-    dgates_x = _new(y, *gates)
-    dgates_h = None if spec.shared_gates else _new(y, *gates)
+    dgates_x = new(y, *gates)
+    dgates_h = None if spec.shared_gates else new(y, *gates)
     dh = _sums(dh_n, y, directions, batch, state)
     dc = _sums(dc_n, y, directions, batch, hidden) if spec.has_cell_state else None
     dpeephole = None
     if peephole is not None:
         dpeephole = y.new_zeros(batch, *peephole.shape, dtype=torch.float32)
-    operand = _new(y, steps, batch, directions, hidden) if two_products else None
-    dh_all = _new(y, steps, batch, directions, state) if projected else None
+    operand = new(y, steps, batch, directions, hidden) if two_products else None
+    dh_all = new(y, steps, batch, directions, state) if projected else None
     if y.numel():
         io = back.BackwardIO(
-            _dense(dy),
-            _dense(y),
-            _dense(saved),
-            _dense(cells),
-            _dense(w_hh),
-            _dense(w_hr),
-            _dense(peephole),
-            _dense(h0),
+            dense(dy),
+            dense(y),
+            dense(saved),
+            dense(cells),
+            dense(w_hh),
+            dense(w_hr),
+            dense(peephole),
+            dense(h0),
             None if c0 is None else c0.float().contiguous(),
-            _dense(lengths),
+            dense(lengths),
             _bytes(resets),
             dgates_x,
             dgates_h,
@@ -158,6 +159,12 @@ def backward(
         or_empty(operand),
         or_empty(dh_all),
     )
+
+
+def _check_limits(cell: str, sizes: Sizes) -> None:
+    reason = reason_against(cell, sizes.hidden, sizes.state)
+    if reason is not None:
+        raise RuntimeError(f"bptt::recurrence: {reason}")
 
 
 class _Kernels(NamedTuple):
@@ -290,6 +297,11 @@ def precision(tensor: Tensor) -> str:
     return "ieee"
 
 
+def _device_of(tensor: Tensor) -> Any:
+    """Kernels start on the current device; under the interpreter there is none."""
+    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)
+
+
 def direction_pattern(reverse: Sequence[int]) -> int:
     """Which directions run backwards, as one 32-bit number.
 
@@ -317,12 +329,6 @@ def _gates(loop: LoopInputs, cell: str) -> Tensor:
     return gates_x.contiguous()
 
 
-def _new(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Memory that a kernel will fill; NaN for a start where tests ask for it."""
-    tensor = like.new_empty(shape, dtype=dtype)
-    return tensor.fill_(torch.nan) if _POISON else tensor
-
-
 def _sums(start: Tensor | None, like: Tensor, *shape: int) -> Tensor:
     """A float32 tensor to add to, of a value or zeros."""
     if start is None:
@@ -330,14 +336,5 @@ def _sums(start: Tensor | None, like: Tensor, *shape: int) -> Tensor:
     return start.to(torch.float32, copy=True).contiguous()
 
 
-def _dense(tensor: Tensor | None) -> Tensor | None:
-    return None if tensor is None or not tensor.numel() else tensor.contiguous()
-
-
 def _bytes(resets: Tensor | None) -> Tensor | None:
     return None if resets is None else resets.contiguous().view(torch.uint8)
-
-
-def _device_of(tensor: Tensor) -> Any:
-    """Kernels start on the current device; under the interpreter there is none."""
-    return torch.cuda.device(tensor.device if tensor.is_cuda else -1)

@@ -10,8 +10,12 @@ import hypothesis
 import pytest
 import torch
 
-# `make test` runs them in a process of their own: see kernels/conftest.py.
-collect_ignore = [] if os.environ.get("TRITON_INTERPRET") == "1" else ["kernels"]
+# `make test` runs these in processes of their own: see kernels/conftest.py, simulated/conftest.py.
+collect_ignore = [
+    folder
+    for folder, variable in (("kernels", "TRITON_INTERPRET"), ("simulated", "BPTT_SIMULATOR"))
+    if not os.environ.get(variable)
+]
 
 SEED = int(os.environ.get("BPTT_TEST_SEED", "20"))
 THREADS = 2

@@ -1,10 +1,13 @@
-"""Does nvcc take what the simulator runs, for every architecture and without spills, and are the
-primitives what they should be in PTX?
+"""Are the CUDA kernels compiled without spills, and are the primitives what they should be in PTX?
+
+The kernels of this machine's build are looked at through what their assembler reported;
+`make check-archs` does so for every architecture that a wheel has.
 """
 
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,32 +77,38 @@ def test_primitives_are_the_instructions_they_stand_for(arch, source, tmp_path):
         assert (instruction in text) == (arch != "80"), instruction
 
 
-CELLS = ("Rnn<Tanh>", "Rnn<Relu>", "Rnn<Sigmoid>", "Gru", "Lstm<false>", "Lstm<true>")
-NUMBERS = ("Float32", "Tf32", "HalfNumber<Bf16>", "HalfNumber<Fp16>")
-# Of stack, and saved around the call, for what a kernel prints before it traps.
-MESSAGE_BYTES, SAVED_BYTES = 32, 8
+@pytest.fixture(scope="module")
+def kernels():
+    """The kernels of the build in place."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import resources
+    finally:
+        sys.path.pop(0)
+    paths = resources.reports(every_architecture=False)
+    if not paths:
+        pytest.skip("the build in place has no CUDA kernels")
+    return resources.read(paths)
 
 
-@pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_forward_kernels_compile_without_spills(arch, tmp_path):
-    teams = ["BlockTeam", "GridTeam"] + ([] if arch == "80" else ["ClusterTeam"])
-    numbers = NUMBERS if arch == "90a" else NUMBERS[2:3]
-    lines = [f'#include "cells/{name}.h"' for name in ("gru", "lstm", "rnn")]
-    lines += ['#include "cuda/forward.cuh"', "using namespace bptt;", "using namespace bptt::gpu;"]
-    for cell in CELLS:
-        for number in numbers:
-            stored = f"{number}::Storage"
-            lines += [
-                f"template __global__ void gpu::recurrence_forward<{cell}, {number}, "
-                f"{team}<{stored}>>(ForwardArgs<{stored}>);"
-                for team in teams
-            ]
-    source = tmp_path / "forward.cu"
-    source.write_text("\n".join(lines) + "\n")
-    target = f"-gencode=arch=compute_{arch},code=sm_{arch}"
-    options = ["-std=c++20", f"-I{ROOT / 'csrc'}", "-Werror=all-warnings", target, "-Xptxas=-v"]
-    report = nvcc(*options, "-c", source, "-o", tmp_path / "forward.o")
-    used = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", report)
-    assert len(used) == len(CELLS) * len(numbers) * len(teams)
-    for stack, spilled in used:
-        assert int(stack) <= MESSAGE_BYTES and int(spilled) <= SAVED_BYTES
+def test_no_kernel_spills(kernels):
+    assert [kernel for kernel in kernels if kernel.spilled] == []
+
+
+def test_every_cell_number_and_team_is_there(kernels):
+    """Persistent kernels for cells with one product, the step tier for all; in four numbers."""
+    names = [kernel.name for kernel in kernels if kernel.arch == "sm_90a"]
+    for way in ("forward", "backward"):
+        assert sum(name.startswith(f"recurrence_{way}<") for name in names) == 6 * 4 * 3
+        # A second launch a step for the projections of two cells, and the two stages of a third.
+        assert sum(name.startswith(f"step_{way}<") for name in names) >= (7 + 3) * 4
+
+
+def test_the_table(kernels):
+    import resources
+
+    text = resources.table(kernels)
+    assert "| `recurrence_forward<Lstm<false>, HalfNumber<Bf16>, ClusterTeam>` |" in text
+    assert resources.plain("void bptt::gpu::f<(bool)0, bptt::A<int>>(int, float*)") == (
+        "f<0, A<int>>"
+    )

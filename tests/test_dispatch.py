@@ -63,7 +63,7 @@ def test_the_backend_named_by_explain_is_the_one_that_runs(layer, options, cell)
 
 def test_backends_are_listed_in_order_with_reasons():
     rows = {row.name: row for row in bptt.backends()}
-    assert tuple(rows) == ("cuda", "triton", "cpu", "reference")
+    assert tuple(rows) == ("cuda", "triton", "cpu", "torch", "reference")
     assert rows["cpu"].available and "instructions" in rows["cpu"].detail
     assert rows["reference"].available
     for row in rows.values():
@@ -74,7 +74,7 @@ def test_backends_are_listed_in_order_with_reasons():
 @pytest.mark.parametrize("name", ["gpu", "CPU", "", None, 3])
 def test_an_unknown_backend_is_refused_with_the_names_there_are(name):
     with (
-        pytest.raises(ValueError, match=r"expected one of auto, cuda, triton, cpu, reference, got"),
+        pytest.raises(ValueError, match=r"expected one of auto, cuda, triton, cpu, torch, reference, got"),
         bptt.backend(name),
     ):
         pytest.fail("entered")
@@ -180,7 +180,7 @@ def test_an_empty_environment_variable_forces_nothing():
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("nope", "ValueError: BPTT_BACKEND: expected one of auto, cuda, triton, cpu, reference"),
+        ("nope", "ValueError: BPTT_BACKEND: expected one of auto, cuda, triton, cpu, torch, reference"),
         ("triton", "RuntimeError: BPTT_BACKEND: backend 'triton' is not available"),
     ],
 )
@@ -201,6 +201,7 @@ def test_explain_reads_as_text():
     assert [line.split(":")[0] for line in lines[2:]] == [
         "  not cuda",
         "  not triton",
+        "  not torch",
         "  not reference",
         "  transforms",
     ]

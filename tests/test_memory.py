@@ -82,6 +82,33 @@ def test_recompute_keeps_the_states_alone(name, dtype):
 
 
 @pytest.mark.parametrize("name", LAYERS)
+def test_auto_recomputes_where_the_gates_are_large(name, monkeypatch):
+    cls, options, planes = LAYERS[name]
+    layer = cls(I, H, bidirectional=True, recompute="auto", **options)
+    beside, _ = saved_per_step(layer, 2, F32)
+    assert beside <= planes * H
+    assert beside > H or planes == 0
+    monkeypatch.setattr(bptt.ops, "RECOMPUTE_BYTES", 0)
+    beside, _ = saved_per_step(layer, 2, F32)
+    assert beside == (H if cls is bptt.LSTM else 0)
+
+
+def test_the_size_of_the_gates():
+    x, w_hh = torch.empty(100, 64, 8, dtype=BF16), torch.empty(2, 4 * 512, 512, dtype=BF16)
+    assert bptt.ops.gates_bytes("lstm", x, w_hh) == 100 * 64 * 2 * 4 * 512 * 2
+
+
+@pytest.mark.parametrize("wrong", ["always", 2, None])
+def test_unknown_recompute_is_refused(wrong):
+    message = f'recompute must be True, False or "auto", got {wrong!r}'
+    with pytest.raises(ValueError, match=message):
+        bptt.GRU(I, H, recompute=wrong)
+    with pytest.raises(ValueError, match=message):
+        bptt.functional.gru(torch.zeros(2, B, I), None, list(bptt.GRU(I, H).parameters()),
+                            recompute=wrong)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LAYERS)
 def test_a_layer_of_a_stack_keeps_no_more(name):
     cls, options, planes = LAYERS[name]
     layer = cls(I, H, 3, bidirectional=True, **options)

@@ -59,7 +59,7 @@ FAULTS = [
     ("ring", "uninitialised", "a transaction barrier that nobody initialised"),
     ("hops", "missing_wait", "wrong: element"),
     ("hops", "missing_signal", "waits for signals of other blocks at samples.cuh:"),
-    ("too_large", "none", "a cooperative launch of more blocks than can be on the machine"),
+    ("too_large", "none", "the blocks of a cooperative launch have no room"),
     ("too_large", "missing_wait", "waits for signals of other blocks"),
 ]
 

@@ -1,192 +1,160 @@
 // The forward pass with the recurrent weights in shared memory for the whole sequence.
 //
-// Block (rank, slice, direction) owns `units` hidden units, all their gates, for `rows` sequences
-// of the batch. In each step it multiplies its weights with the hidden state of all units, runs the
-// cell for its own, and hands its part of the new hidden state to the blocks of its team.
-//
-// Shapes are those of csrc/engine/params.h, arrays dense, R = H. S is Number::Storage.
+// In each step a block multiplies its weights with the hidden state of all units, runs the cell for
+// its own, and hands its part of the new hidden state to the blocks of its team. R = H.
 #pragma once
 
-#include "../cells/cell.h"
-#include "team.cuh"
+#include "persistent.cuh"
 
 namespace bptt::gpu {
 
-template <class S>
-struct ForwardArgs {
-  int steps, batch, directions, hidden;
-  uint32_t pattern;             // of directions, as in kernels/launch.py: period << 24 | flags
-  int units;                    // of a block; a multiple of the elements of a word
-  int rows;                     // of the batch, of a block; a multiple of kColumnTile
-  int parts;                    // that the depth of the product is cut into
-  View<const S> gates_x;        // [T, B, D, G, H], both biases in it but for those of kGates_h
-  View<const S> w_hh;           // [D, G, H, H]
-  View<const S> b_hh;           // [D, G, H], or empty
-  View<const S> peephole;       // [D, P, H]
-  View<const S> h0;             // [D, B, H]
-  View<const int64_t> lengths;  // [B], or empty
-  View<const uint8_t> resets;   // [T, B], or empty
-  View<S> y;                    // [T, B, D, H]
-  View<S> h_n;                  // [D, B, H]
-  View<float> c;                // [D, B, H]: c0 on entry, c_n at the end
-  View<S> saved;                // [T, B, D, A, H], or empty
-  View<float> cells;            // [T, B, D, H], or empty
-  View<uint32_t> exchange;      // [D, slices, 2, rows, all units] for GridTeam
-  View<uint32_t> counters;      // [D, slices], zeros
-};
-
-// How a block's shared memory is laid out.
-template <class Cell, class Number, class Team>
-struct ForwardLayout {
+template <class Cell, class Number, template <class> class Team>
+struct ForwardBlock : PersistentBlock<Cell, Number, Team, false> {
+  using Base = PersistentBlock<Cell, Number, Team, false>;
   using S = typename Number::Storage;
-  int gate_rows, depth, pitch;
-  int weights, buffer, sums, states, team, bytes;  // where each begins, in bytes
+  using Base::cut, Base::layout, Base::sizes, Base::direction, Base::unit0, Base::stage, Base::team;
+  static constexpr int kGates = Cell::kGates, kPerWord = Base::kPerWord;
 
-  __host__ __device__ ForwardLayout(int units, int rows, int parts, int team_size) {
-    gate_rows = rounded_up(Cell::kGates * units, kRowTile);
-    pitch = Tile<S>::pitch_of(units * team_size);
-    depth = pitch - static_cast<int>(16 / sizeof(S));
-    weights = 0;
-    buffer = weights + gate_rows * pitch * static_cast<int>(sizeof(S));
-    sums = buffer + 2 * rows * pitch * static_cast<int>(sizeof(S));
-    states = sums + parts * gate_rows * rows * 4;
-    team = states + Cell::kStates * rows * units * 4;
-    bytes = rounded_up(team, 8) + Team::kSharedBytes;
-    team = rounded_up(team, 8);
-  }
-};
+  const ForwardArgs<S>& p;
 
-__host__ __device__ inline bool runs_backwards(uint32_t pattern, int direction) {
-  return pattern >> (direction % (pattern >> 24)) & 1;
-}
-
-template <class Number>
-__device__ uint32_t packed(const float* values) {
-  using S = typename Number::Storage;
-  S stored[4 / sizeof(S)];
-  BPTT_UNROLL
-  for (size_t j = 0; j < 4 / sizeof(S); ++j) stored[j] = Number::operand(Number::narrow(values[j]));
-  uint32_t word;
-  memcpy(&word, stored, 4);
-  return word;
-}
-
-template <class Cell, class Number, class Team>
-__global__ void __launch_bounds__(256) recurrence_forward(ForwardArgs<typename Number::Storage> p) {
-  static_assert(Cell::kStages == 1, "one exchange a step");
-  using S = typename Number::Storage;
-  constexpr int kPerWord = 4 / sizeof(S), G = Cell::kGates;
-  const int rank = blockIdx.x, team_size = gridDim.x, slice = blockIdx.y, direction = blockIdx.z;
-  const int unit0 = rank * p.units, row0 = slice * p.rows, units = p.units, rows = p.rows;
-  const int H = p.hidden, B = p.batch, D = p.directions, threads = blockDim.x;
-  const ForwardLayout<Cell, Number, Team> layout(units, rows, p.parts, team_size);
-
-  char* const memory = shared_memory();
-  const auto elements = [memory](int start, int count) {
-    return View<S>(reinterpret_cast<S*>(memory + start), count);
-  };
-  const int pitch = layout.pitch;
-  const Tile<S> weights{elements(layout.weights, layout.gate_rows * pitch), pitch};
-  const Buffers<S> buffers{elements(layout.buffer, 2 * rows * pitch), rows, pitch};
-  const View<float> sums(reinterpret_cast<float*>(memory + layout.sums),
-                         p.parts * layout.gate_rows * rows);
-  const View<float> states(reinterpret_cast<float*>(memory + layout.states),
-                           Cell::kStates * rows * units);
-  const int all_units = units * team_size, own = direction * gridDim.y + slice;
-  const int exchanged = 2 * rows * all_units / kPerWord;
-  Team team(buffers, memory + layout.team, rows, all_units,
-            p.exchange ? p.exchange.slice(int64_t{own} * exchanged, exchanged) : View<uint32_t>(),
-            p.counters ? p.counters.slice(own, 1) : View<uint32_t>());
+  __device__ ForwardBlock(const ForwardArgs<S>& p, const Cut& cut, const ExchangeArgs& exchange)
+      : Base(p, cut, exchange), p(p) {}
 
   // Weights of gate g and unit u in row g * units + u; zeros past the last unit, gate and column.
-  for (int item = threadIdx.x; item < layout.gate_rows * layout.pitch; item += threads) {
-    const int row = item / layout.pitch, k = item % layout.pitch;
-    const int gate = row / units, unit = unit0 + row % units;
-    const bool inside = gate < G && unit < H && k < H;
-    const int64_t place = ((int64_t{direction} * G + gate) * H + unit) * H + k;
-    weights.at(row, k) = inside ? Number::operand(p.w_hh[place]) : Number::zero();
+  __device__ void load_weights() const {
+    const int H = sizes.hidden;
+    for (int item = threadIdx.x; item < layout.gate_rows * layout.pitch; item += blockDim.x) {
+      const int row = item / layout.pitch, k = item % layout.pitch;
+      const int gate = row / cut.units, unit = unit0 + row % cut.units;
+      const bool inside = gate < kGates && unit < H && k < H;
+      const int64_t place = ((int64_t{direction} * kGates + gate) * H + unit) * H + k;
+      this->weights.at(row, k) = inside ? Number::operand(p.w_hh[place]) : Number::zero();
+    }
   }
-  for (int item = threadIdx.x; item < rows * layout.pitch; item += threads) {
-    const int row = item / layout.pitch, k = item % layout.pitch, b = row0 + row;
-    const bool inside = b < B && k < H;
-    const int64_t place = (int64_t{direction} * B + b) * H + k;
-    buffers[0].at(row, k) = inside ? Number::operand(p.h0[place]) : Number::zero();
-    // Of the other one the columns past the units: nobody publishes those.
-    if (k >= all_units) buffers[1].at(row, k) = Number::zero();
-  }
-  for (int item = threadIdx.x; item < rows * units; item += threads) {
-    const int row = item / units, b = row0 + row, unit = unit0 + item % units;
-    const bool inside = b < B && unit < H;
-    const int64_t place = (int64_t{direction} * B + b) * H + unit;
-    states[item] = inside ? Number::widen(p.h0[place]) : 0;
-    if constexpr (Cell::kStates == 2) states[rows * units + item] = inside ? p.c[place] : 0;
-  }
-  team.start();
 
-  const bool backwards = runs_backwards(p.pattern, direction);
-  for (int step = 0; step < p.steps; ++step) {
-    const int64_t t = backwards ? p.steps - 1 - step : step;
-    product<Number>(weights, buffers[step], layout.gate_rows, rows, layout.depth, p.parts, sums);
-    sync_block();
-    for (int item = threadIdx.x; item < rows * units / kPerWord; item += threads) {
-      const int row = item / (units / kPerWord), first = item % (units / kPerWord) * kPerWord;
-      const int b = row0 + row;
-      const bool active = b < B && (!p.lengths || t < p.lengths[b]);
-      const bool keep = active && (!p.resets || p.resets[t * B + b] == 0);
+  // The states at the start, and the hidden one to the team as publication 0.
+  __device__ void begin() {
+    this->for_all_items([&](int, int row, int first) {
       float h[kPerWord];
       BPTT_UNROLL
       for (int j = 0; j < kPerWord; ++j) {
-        const int u = first + j, unit = unit0 + u, state = row * units + u;
-        if (b < B && unit < H) {
-          const int64_t at = (t * B + b) * D + direction;
-          float gates_x[G], gates_h[G], before[Cell::kStates], after[Cell::kStates];
-          float saved[Cell::kSaved > 0 ? Cell::kSaved : 1], peep[Cell::kPeep > 0 ? Cell::kPeep : 1];
-          BPTT_UNROLL
-          for (int g = 0; g < G; ++g) {
-            gates_x[g] = Number::widen(p.gates_x[(at * G + g) * H + unit]);
-            float sum = p.b_hh ? Number::widen(p.b_hh[(direction * G + g) * H + unit]) : 0;
-            for (int part = 0; keep && part < p.parts; ++part) {
-              sum += sums[(part * layout.gate_rows + g * units + u) * rows + row];
-            }
-            gates_h[g] = sum;
-          }
-          BPTT_UNROLL
-          for (int k = 0; k < Cell::kStates; ++k) {
-            before[k] = keep ? states[k * rows * units + state] : 0;
-          }
-          BPTT_UNROLL
-          for (int k = 0; k < Cell::kPeep; ++k) {
-            peep[k] = Number::widen(p.peephole[(direction * Cell::kPeep + k) * H + unit]);
-          }
-          Cell::forward(gates_x, gates_h, before, peep, after, saved);
-          p.y[at * H + unit] = Number::narrow(active ? after[0] : 0);
-          if (active) {
-            BPTT_UNROLL
-            for (int k = 0; k < Cell::kStates; ++k) states[k * rows * units + state] = after[k];
-            BPTT_UNROLL
-            for (int k = 0; k < Cell::kSaved; ++k) {
-              if (!p.saved) continue;
-              p.saved[(at * Cell::kSaved + k) * H + unit] = Number::narrow(saved[k]);
-            }
-            if (Cell::kStates == 2 && p.cells) p.cells[at * H + unit] = after[Cell::kStates - 1];
-          }
+        const bool inside = this->has_row(row) && j < this->valid(first);
+        const int64_t place = this->lane(row) * sizes.hidden + unit0 + first + j;
+        this->state(0, row, first + j) = h[j] = inside ? Number::widen(p.h0[place]) : 0;
+        if constexpr (Cell::kStates == 2) {
+          this->state(1, row, first + j) = inside ? Number::widen(p.c0[place]) : 0;
         }
-        h[j] = states[state];
       }
-      team.publish(step, row, unit0 + first, packed<Number>(h));
-    }
-    team.exchange(step);
+      team.publish(0, row, unit0 + first, packed<Number>(h));
+    });
   }
 
-  for (int item = threadIdx.x; item < rows * units; item += threads) {
-    const int row = item / units, b = row0 + row, unit = unit0 + item % units;
-    if (b < B && unit < H) {
-      const int64_t place = (int64_t{direction} * B + b) * H + unit;
-      p.h_n[place] = Number::narrow(states[item]);
-      if constexpr (Cell::kStates == 2) p.c[place] = states[rows * units + item];
+  __device__ int64_t time_of(int step) const {
+    return this->backwards ? sizes.steps - 1 - step : step;
+  }
+
+  // Sends for the gates of a step.
+  __device__ void fetch(int step) const {
+    const int64_t t = time_of(step);
+    this->for_all_items([&](int item, int row, int first) {
+      if (!this->has_row(row)) return;
+      const int64_t place = this->at(t, row) * kGates * sizes.hidden + unit0 + first;
+      BPTT_UNROLL
+      for (int g = 0; g < kGates; ++g) {
+        stage.fetch(g, item, p.gates_x, place + int64_t{g} * sizes.hidden, this->valid(first));
+      }
+    });
+    commit_copies();
+  }
+
+  // The cell of one unit; returns its hidden state after the step.
+  __device__ float unit(int64_t t, int item, int row, int first, int j, bool active, bool keep) {
+    const int H = sizes.hidden, u = first + j, unit = unit0 + u;
+    const int pass_row = row % cut.rows;
+    float gates_x[kGates], gates_h[kGates], before[Cell::kStates], after[Cell::kStates];
+    float saved[Cell::kSaved > 0 ? Cell::kSaved : 1], peep[Cell::kPeep > 0 ? Cell::kPeep : 1];
+    BPTT_UNROLL
+    for (int g = 0; g < kGates; ++g) {
+      const int bias = (direction * kGates + g) * H + unit;
+      gates_x[g] = Number::widen(stage.template read<S>(g, item, j));
+      if (p.b_ih) gates_x[g] += Number::widen(p.b_ih[bias]);
+      gates_h[g] = keep ? this->sums.total(g * cut.units + u, pass_row) : 0;
+      if (p.b_hh) gates_h[g] += Number::widen(p.b_hh[bias]);
+    }
+    BPTT_UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) before[k] = keep ? this->state(k, row, u) : 0;
+    BPTT_UNROLL
+    for (int k = 0; k < Cell::kPeep; ++k) {
+      peep[k] = Number::widen(p.peephole[(direction * Cell::kPeep + k) * H + unit]);
+    }
+    Cell::forward(gates_x, gates_h, before, peep, after, saved);
+    const int64_t at = this->at(t, row);
+    p.y[at * H + unit] = Number::narrow(active ? after[0] : 0);
+    if (!active) return this->state(0, row, u);
+    BPTT_UNROLL
+    for (int k = 0; k < Cell::kStates; ++k) this->state(k, row, u) = after[k];
+    if (p.saved) {
+      BPTT_UNROLL
+      for (int k = 0; k < Cell::kSaved; ++k) {
+        p.saved[(at * Cell::kSaved + k) * H + unit] = Number::narrow(saved[k]);
+      }
+    }
+    if (Cell::kStates == 2 && p.cells) p.cells[at * H + unit] = after[Cell::kStates - 1];
+    return after[0];
+  }
+
+  __device__ void step(int step) {
+    const int64_t t = time_of(step);
+    for (int pass = 0; pass < cut.passes; ++pass) {
+      const Tile<S> hidden = team.operand(step, pass);
+      product<Number>(this->weights, hidden, layout.gate_rows, cut.rows, layout.depth, this->sums);
+      wait_for_copies<0>();
+      sync_block();
+      this->for_items(pass, [&](int item, int row, int first) {
+        const int b = this->row0 + row;
+        const bool active = b < sizes.batch && (!p.lengths || t < p.lengths[b]);
+        const bool keep = active && (!p.resets || p.resets[t * sizes.batch + b] == 0);
+        float h[kPerWord] = {};
+        BPTT_UNROLL
+        for (int j = 0; j < kPerWord; ++j) {
+          if (b >= sizes.batch || j >= this->valid(first)) continue;
+          h[j] = unit(t, item, row, first, j, active, keep);
+        }
+        // Nobody waits for what the last step would publish.
+        if (step + 1 < sizes.steps) team.publish(step + 1, row, unit0 + first, packed<Number>(h));
+      });
     }
   }
-  team.finish();
+
+  __device__ void end() const {
+    this->for_all_items([&](int, int row, int first) {
+      for (int j = 0; j < this->valid(first) && this->has_row(row); ++j) {
+        const int64_t place = this->lane(row) * sizes.hidden + unit0 + first + j;
+        p.h_n[place] = Number::narrow(this->state(0, row, first + j));
+        if constexpr (Cell::kStates == 2) {
+          p.c_n[place] = Number::narrow(this->state(1, row, first + j));
+        }
+      }
+    });
+  }
+};
+
+template <class Cell, class Number, template <class> class Team>
+__global__ void __launch_bounds__(kThreads, 1)
+    recurrence_forward(ForwardArgs<typename Number::Storage> p, Cut cut, ExchangeArgs exchange) {
+  if constexpr (Team<typename Number::Storage>::kAvailable) {
+    ForwardBlock<Cell, Number, Team> block(p, cut, exchange);
+    block.load_weights();
+    block.team.start();
+    block.begin();
+    for (int step = 0; step < p.steps; ++step) {
+      block.fetch(step);
+      block.team.exchange(step);
+      block.step(step);
+    }
+    block.end();
+    block.team.finish();
+  }
 }
 
 }  // namespace bptt::gpu

@@ -18,8 +18,10 @@
 //   widen(x), narrow<Bf16 or Fp16>(x)           to and from float, to the nearest, ties to even
 //   round_to_tf32(x)                            what multiply_16x8x8 should be given
 //
-// Asynchronous copies of 16 bytes, global to shared; the bytes from `valid` on become zeros:
-//   copy_async(target, source, valid), commit_copies()
+// Asynchronous copies, global to shared:
+//   copy_async(target, source, valid)           16 bytes, those from `valid` on become zeros
+//   copy_async_word(target, source)             4 bytes
+//   commit_copies()
 //   wait_for_copies<N>()     until at most N committed groups of this thread are on their way
 //
 // Blocks of a cluster (compute capability 9.0):
@@ -39,7 +41,12 @@
 //
 // Waiting is bounded: after kPatienceNs a kernel prints what it waits for and traps.
 //
+// The host's side; a status is a cudaError_t:
 //   launch(name, kernel, config, arguments...)
+//   zero_memory(memory, bytes, stream)
+//   lacks_room(status)       whether a launch failed for want of room on the device
+//   error_text(status)       null where there is none
+//   use_device(index), device_limits(index, ...)       null, or what went wrong
 #pragma once
 
 #include <cstddef>

@@ -63,6 +63,13 @@ __device__ inline uint64_t nanoseconds() {
   return time;
 }
 
+// Apart from the kernels, whose registers and stack it must not touch.
+static __device__ __noinline__ void give_up(const char* what) {
+  printf("bptt: block (%u, %u, %u), thread %u waits for %s, which never comes\n", blockIdx.x,
+         blockIdx.y, blockIdx.z, threadIdx.x, what);
+  __trap();
+}
+
 template <class Ready>
 __device__ void wait_until(Ready ready, const char* what) {
   for (int k = 0; k < 1024; ++k) {
@@ -71,9 +78,8 @@ __device__ void wait_until(Ready ready, const char* what) {
   const uint64_t start = nanoseconds();
   while (!ready()) {
     if (nanoseconds() - start > kPatienceNs) {
-      printf("bptt: block (%u, %u, %u), thread %u waits for %s, which never comes\n", blockIdx.x,
-             blockIdx.y, blockIdx.z, threadIdx.x, what);
-      __trap();
+      give_up(what);
+      __builtin_unreachable();
     }
   }
 }
@@ -154,6 +160,10 @@ __device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
 __device__ inline void copy_async(void* target, const void* source, unsigned valid) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(target)),
                "l"(source), "r"(valid)
+               : "memory");
+}
+__device__ inline void copy_async_word(void* target, const void* source) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_address(target)), "l"(source)
                : "memory");
 }
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
@@ -239,6 +249,21 @@ __device__ inline void store_remote(uint32_t* here, uint32_t value, TransactionB
                : "memory");
 }
 
+#else
+
+// Never called: an architecture without clusters has the kernels' names only.
+__device__ inline unsigned cluster_rank() { return 0; }
+__device__ inline unsigned cluster_size() { return 1; }
+__device__ inline void arrive_cluster() { __trap(); }
+__device__ inline void wait_cluster() { __trap(); }
+struct TransactionBarrier {
+  uint64_t word;
+  __device__ void init(unsigned) {}
+  __device__ void arrive_and_expect(unsigned) {}
+  __device__ void wait(unsigned) {}
+};
+__device__ inline void store_remote(uint32_t*, uint32_t, TransactionBarrier*, unsigned) {}
+
 #endif
 
 // --- blocks of a grid
@@ -257,6 +282,45 @@ __device__ inline void wait_for_signals(uint32_t* counter, uint32_t goal) {
   wait_until(ready, "signals of other blocks");
 }
 
+// --- the host's side
+// -----------------------------------------------------------------------------------
+
+inline const char* error_text(cudaError_t status) {
+  return status == cudaSuccess ? nullptr : cudaGetErrorString(status);
+}
+
+inline const char* use_device(int index) { return error_text(cudaSetDevice(index)); }
+
+inline const char* device_limits(int index, int* capability, int* processors, int* shared_bytes,
+                                 int* clock_mhz) {
+  int major = 0, minor = 0, khz = 0;
+  const auto read = [index](int* value, cudaDeviceAttr attribute) {
+    return cudaDeviceGetAttribute(value, attribute, index);
+  };
+  cudaError_t status = read(&major, cudaDevAttrComputeCapabilityMajor);
+  if (status == cudaSuccess) status = read(&minor, cudaDevAttrComputeCapabilityMinor);
+  if (status == cudaSuccess) status = read(processors, cudaDevAttrMultiProcessorCount);
+  if (status == cudaSuccess) status = read(shared_bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  if (status == cudaSuccess) status = read(&khz, cudaDevAttrClockRate);
+  *capability = 10 * major + minor;
+  *clock_mhz = khz / 1000;
+  return error_text(status);
+}
+
+inline cudaError_t zero_memory(void* memory, size_t bytes, void* stream) {
+  return cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
+}
+
+// Whether a launch failed because its blocks cannot all be on the device, and left no other trace.
+inline bool lacks_room(cudaError_t status) {
+  if (status != cudaErrorCooperativeLaunchTooLarge && status != cudaErrorLaunchOutOfResources &&
+      status != cudaErrorInvalidConfiguration && status != cudaErrorInvalidClusterSize) {
+    return false;
+  }
+  cudaGetLastError();
+  return true;
+}
+
 // --- launching
 // ------------------------------------------------------------------------------------
 
@@ -265,8 +329,10 @@ cudaError_t launch(const char*, void (*kernel)(Parameters...), const LaunchConfi
                    const Arguments&... arguments) {
   const auto bytes = static_cast<int>(config.shared_bytes);
   const auto* const function = reinterpret_cast<const void*>(kernel);
-  cudaError_t status =
-      cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  cudaError_t status = cudaSuccess;
+  if (bytes > 48 * 1024) {  // what a kernel may have without asking
+    status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+  }
   if (status == cudaSuccess && config.cluster > 8) {
     status = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }

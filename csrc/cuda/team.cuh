@@ -1,90 +1,101 @@
 // A team: the blocks that share the units of one direction and one slice of the batch. After each
 // step every block needs what all of them made; how it gets there is what tells the tiers apart.
 //
-//   start()                     before the first step
-//   publish(step, row, column, word)
-//                               one word of what this block made in a step, for every block
-//   exchange(step)              returns when `next(step)` holds what all published; a barrier for
-//                               the block
-//   finish()                    before the block ends
+//   start()           before anything is published; a barrier for the block
+//   publish(n, row, column, word)
+//                     one word of this block's part of the n-th publication, for every block
+//   exchange(n)       returns when the parts of all blocks are there; a barrier for the block
+//   operand(n, pass)  the tile with one pass's rows of it, for all threads to read. Of several
+//                     passes the next one's may be asked for when all have read this one's.
+//   finish()          before the block ends
 //
-// Buffers alternate: step s reads buffer s % 2 and makes buffer (s + 1) % 2.
+// Publications n and n + 1 lie in different buffers: a block that is ahead may publish n + 1 while
+// another still reads n, but n + 2 only after everybody's n + 1, and so after all have read n.
 #pragma once
 
 #include "product.cuh"
 
 namespace bptt::gpu {
 
-template <class T>
-struct Buffers {
-  View<T> values;  // of both
-  int rows, pitch;
+// Whether a team's kernels mean anything on the architecture that is compiled for. Every
+// architecture has the same kernels, as the host launches them by one name.
+#if defined(BPTT_HAS_CLUSTERS)
+constexpr bool kHasClusters = true;
+#else
+constexpr bool kHasClusters = false;
+#endif
 
-  __device__ Tile<T> operator[](int step) const {
-    return {values.slice(step % 2 * rows * pitch, rows * pitch), pitch};
+// Where a team's publications lie.
+template <class T>
+struct TeamMemory {
+  View<T> shared;  // [buffers, rows, pitch]; the columns past `columns` are zeros
+  char* own;       // 16 bytes of shared memory
+  int rows, passes, columns, pitch;
+  View<uint32_t> exchange;  // in global memory, for GridTeam: [2, passes * rows, exchange_pitch]
+  View<uint32_t> counter;   // [1], zero at the launch
+
+  __device__ Tile<T> tile(int buffer) const {
+    return {shared.slice(buffer * rows * pitch, rows * pitch), pitch};
   }
-  __device__ uint32_t* word(int step, int row, int column) const {
-    const int place = (step % 2 * rows + row) * pitch + column;
-    return reinterpret_cast<uint32_t*>(values.at(place, 4 / sizeof(T)));
+  __device__ uint32_t* word(int buffer, int row, int column) const {
+    const int place = (buffer * rows + row) * pitch + column;
+    return reinterpret_cast<uint32_t*>(shared.at(place, 4 / sizeof(T)));
   }
 };
 
 // One block is the whole team.
 template <class T>
 struct BlockTeam {
-  static constexpr int kSharedBytes = 0;
-  Buffers<T> buffers;
+  static constexpr bool kGrid = false, kAvailable = true;
+  TeamMemory<T> memory;
 
-  __device__ BlockTeam(const Buffers<T>& shared, char*, int, int, View<uint32_t>, View<uint32_t>)
-      : buffers(shared) {}
   __device__ void start() { sync_block(); }
-  __device__ void publish(int step, int row, int column, uint32_t word) {
-    *buffers.word(step + 1, row, column) = word;
+  __device__ void publish(int n, int row, int column, uint32_t word) {
+    *memory.word(n % 2, row, column) = word;
   }
   __device__ void exchange(int) { sync_block(); }
+  __device__ Tile<T> operand(int n, int) { return memory.tile(n % 2); }
   __device__ void finish() {}
 };
 
-#if defined(BPTT_HAS_CLUSTERS)
 // The blocks of a cluster push into one another's shared memory.
 template <class T>
 struct ClusterTeam {
-  static constexpr int kSharedBytes = 16;  // two transaction barriers
-  Buffers<T> buffers;
-  TransactionBarrier* barriers;
-  unsigned bytes;  // that arrive at a block in a step
+  static constexpr bool kGrid = false, kAvailable = kHasClusters;
+  TeamMemory<T> memory;
 
-  __device__ ClusterTeam(const Buffers<T>& shared, char* own, int rows, int columns, View<uint32_t>,
-                         View<uint32_t>)
-      : buffers(shared),
-        barriers(reinterpret_cast<TransactionBarrier*>(own)),
-        bytes(rows * columns * sizeof(T)) {}
+  __device__ TransactionBarrier& barrier(int n) const {
+    return reinterpret_cast<TransactionBarrier*>(memory.own)[n % 2];
+  }
+  __device__ unsigned bytes() const { return memory.rows * memory.columns * sizeof(T); }
 
   __device__ void start() {
+    sync_block();
     if (threadIdx.x == 0) {
-      for (int parity = 0; parity < 2; ++parity) {
-        barriers[parity].init(1);
-        barriers[parity].arrive_and_expect(bytes);
+      for (int n = 0; n < 2; ++n) {
+        barrier(n).init(1);
+        barrier(n).arrive_and_expect(bytes());
       }
     }
     arrive_cluster();
     wait_cluster();
   }
 
-  __device__ void publish(int step, int row, int column, uint32_t word) {
-    uint32_t* const here = buffers.word(step + 1, row, column);
-    TransactionBarrier* const barrier = &barriers[(step + 1) % 2];
-    for (unsigned rank = 0; rank < cluster_size(); ++rank) store_remote(here, word, barrier, rank);
+  __device__ void publish(int n, int row, int column, uint32_t word) {
+    uint32_t* const here = memory.word(n % 2, row, column);
+    TransactionBarrier* const count = &barrier(n);
+    for (unsigned rank = 0; rank < cluster_size(); ++rank) store_remote(here, word, count, rank);
   }
 
-  __device__ void exchange(int step) {
-    TransactionBarrier& barrier = barriers[(step + 1) % 2];
-    barrier.wait(step / 2);  // a barrier is used in every second step
+  __device__ void exchange(int n) {
+    barrier(n).wait(n / 2);  // a barrier is used by every second publication
     sync_block();
-    // For its next use, two steps on: nobody sends for that before this block has published the
-    // next step, which it does after a sync_block.
-    if (threadIdx.x == 0) barrier.arrive_and_expect(bytes);
+    // For publication n + 2: nobody sends it before this block has published n + 1, which it does
+    // after a sync_block.
+    if (threadIdx.x == 0) barrier(n).arrive_and_expect(bytes());
   }
+
+  __device__ Tile<T> operand(int n, int) { return memory.tile(n % 2); }
 
   __device__ void finish() {
     arrive_cluster();  // the others' shared memory is written to until they are done
@@ -92,45 +103,49 @@ struct ClusterTeam {
   }
 };
 
-#endif
-
 // Blocks anywhere on the device exchange through global memory, and count themselves there.
 template <class T>
 struct GridTeam {
-  static constexpr int kSharedBytes = 0;
-  Buffers<T> buffers;
-  int rows, columns;
-  View<uint32_t> words;    // [2, rows, columns]
-  View<uint32_t> counter;  // [1], zero at the launch
+  static constexpr bool kGrid = true, kAvailable = true;
+  TeamMemory<T> memory;
 
-  __device__ GridTeam(const Buffers<T>& shared, char*, int rows, int columns, View<uint32_t> words,
-                      View<uint32_t> counter)
-      : buffers(shared),
-        rows(rows),
-        columns(columns * sizeof(T) / 4),
-        words(words),
-        counter(counter) {}
+  __device__ int word_pitch() const {
+    return rounded_up(memory.columns * static_cast<int>(sizeof(T)), 16) / 4;
+  }
+  __device__ int first_row(int n) const { return n % 2 * memory.passes * memory.rows; }
 
   __device__ void start() { sync_block(); }
 
-  __device__ void publish(int step, int row, int column, uint32_t word) {
-    const int place = (step + 1) % 2 * rows + row;
-    words[place * columns + static_cast<int>(column * sizeof(T) / 4)] = word;
+  __device__ void publish(int n, int row, int column, uint32_t word) {
+    const int place = column * static_cast<int>(sizeof(T)) / 4;
+    memory.exchange[(first_row(n) + row) * word_pitch() + place] = word;
   }
 
-  __device__ void exchange(int step) {
+  __device__ void exchange(int n) {
     sync_block();
     if (threadIdx.x == 0) {
-      signal(counter.at(0, 1), 1);
-      wait_for_signals(counter.at(0, 1), (step + 1) * gridDim.x);
+      signal(memory.counter.at(0, 1), 1);
+      wait_for_signals(memory.counter.at(0, 1), (n + 1) * gridDim.x);
     }
     sync_block();
-    const int first = (step + 1) % 2 * rows * columns;
-    for (int item = threadIdx.x; item < rows * columns; item += blockDim.x) {
-      const int row = item / columns, column = item % columns * (4 / sizeof(T));
-      *buffers.word(step + 1, row, column) = words[first + item];
+  }
+
+  __device__ Tile<T> operand(int n, int pass) {
+    constexpr int kChunk = 16 / sizeof(T);
+    const Tile<T> tile = memory.tile(0);
+    const int chunks = (memory.columns + kChunk - 1) / kChunk;
+    const int row0 = first_row(n) + pass * memory.rows;
+    for (int item = threadIdx.x; item < memory.rows * chunks; item += blockDim.x) {
+      const int row = item / chunks, column = item % chunks * kChunk;
+      const int valid = (memory.columns - column) * static_cast<int>(sizeof(T));
+      copy_async(tile.chunk(row, column),
+                 memory.exchange.at((row0 + row) * word_pitch() + item % chunks * 4, 4),
+                 valid < 16 ? valid : 16);
     }
+    commit_copies();
+    wait_for_copies<0>();
     sync_block();
+    return tile;
   }
 
   __device__ void finish() {}

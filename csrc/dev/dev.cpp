@@ -11,6 +11,7 @@
 #include <thread>
 #include <vector>
 
+#include "../cuda/planner.h"
 #include "../engine/cells_table.h"
 #include "../engine/cpu.h"
 #include "../engine/plan.h"
@@ -153,7 +154,7 @@ py::array_t<float> through_bfloat16(py::array_t<float, py::array::c_style> x) {
   return y;
 }
 
-// --- plan and team ------------------------------------------------------------------------------
+// --- the plan on a CPU --------------------------------------------------------------------------
 
 // Lanes, row slices and unit slices for sizes [T, B, D, H, R].
 std::tuple<int, int, int> plan(const std::string& name, bool is_double,
@@ -171,6 +172,79 @@ std::tuple<int, int, int> plan(const std::string& name, bool is_double,
   const Plan p = plan_cpu(s, static_cast<int>(cell->gates), vector, threads);
   return {p.lanes, p.row_slices, p.unit_slices};
 }
+
+// --- the plan on a GPU --------------------------------------------------------------------------
+
+constexpr const char* kTiers[] = {"block", "cluster", "grid", "step"};
+constexpr const char* kNumbers[] = {"fp32", "tf32", "fp16", "bf16"};
+
+template <size_t N>
+int index_of(const char* const (&names)[N], const std::string& name) {
+  for (size_t k = 0; k < N; ++k) {
+    if (name == names[k]) return static_cast<int>(k);
+  }
+  throw std::invalid_argument("unknown name " + name);
+}
+
+// Sizes are [T, B, D, H, R], a device [capability, processors, bytes of shared memory, MHz].
+struct GpuQuestion {
+  GpuProblem problem;
+  Device device;
+
+  GpuQuestion(const std::string& name, const std::string& number, const std::vector<int64_t>& s,
+              bool projected, bool backward, const std::vector<int>& d) {
+    const CellTraits* cell = find_cell(name.c_str());
+    if (cell == nullptr || s.size() != 5 || d.size() != 4) {
+      throw std::invalid_argument("cell, sizes or device");
+    }
+    const auto kind = static_cast<NumberKind>(index_of(kNumbers, number));
+    problem = {cell->kind, kind, s[0], s[1], s[2], s[3], s[4], projected, backward};
+    device = {d[0], d[1], d[2], d[3]};
+  }
+};
+
+py::dict dict_of(const GpuPlan& plan) {
+  py::dict row;
+  row["tier"] = kTiers[static_cast<int>(plan.tier)];
+  row["team"] = plan.cut.team;
+  row["units"] = plan.cut.units;
+  row["rows"] = plan.cut.rows;
+  row["passes"] = plan.cut.passes;
+  row["parts"] = plan.cut.parts;
+  row["threads"] = plan.threads;
+  row["blocks"] = plan.blocks;
+  row["waves"] = plan.waves;
+  row["shared_bytes"] = plan.shared_bytes;
+  row["exchanges"] = plan.exchanges;
+  row["step_us"] = plan.step_us;
+  row["sequence_us"] = plan.sequence_us;
+  return row;
+}
+
+py::dict gpu_plan(const GpuQuestion& q) { return dict_of(plan_gpu(q.problem, q.device)); }
+
+// None where the tier cannot take the problem.
+py::object gpu_plan_of_tier(const GpuQuestion& q, const std::string& tier) {
+  GpuPlan plan{};
+  if (!plan_tier(static_cast<Tier>(index_of(kTiers, tier)), q.problem, q.device, &plan)) {
+    return py::none();
+  }
+  return dict_of(plan);
+}
+
+// What is wrong with a tier and [team, units, rows, passes, parts, threads], or None.
+py::object gpu_plan_error(const GpuQuestion& q, const std::string& tier,
+                          const std::vector<int>& numbers) {
+  if (numbers.size() != 6) throw std::invalid_argument("numbers");
+  GpuPlan plan{};
+  plan.tier = static_cast<Tier>(index_of(kTiers, tier));
+  plan.cut = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]};
+  plan.threads = numbers[5];
+  const char* error = plan_error(plan, q.problem, q.device);
+  return error == nullptr ? py::object(py::none()) : py::object(py::str(error));
+}
+
+// --- the team -----------------------------------------------------------------------------------
 
 using Piece = void (*)(int64_t, int64_t, void*);
 
@@ -262,6 +336,14 @@ PYBIND11_MODULE(_dev, m) {
   m.def("through_bfloat16", &through_bfloat16, py::arg("x").noconvert());
   m.def("plan", &plan, py::arg("cell"), py::arg("is_double"), py::arg("sizes"), py::arg("vector"),
         py::arg("threads"));
+  py::class_<GpuQuestion>(m, "GpuQuestion")
+      .def(py::init<const std::string&, const std::string&, const std::vector<int64_t>&, bool, bool,
+                    const std::vector<int>&>(),
+           py::arg("cell"), py::arg("number"), py::arg("sizes"), py::arg("projected"),
+           py::arg("backward"), py::arg("device"));
+  m.def("plan_gpu", &gpu_plan, py::arg("question"));
+  m.def("plan_tier", &gpu_plan_of_tier, py::arg("question"), py::arg("tier"));
+  m.def("plan_error", &gpu_plan_error, py::arg("question"), py::arg("tier"), py::arg("numbers"));
   m.def("cut", [](int64_t total, int parts, int index) {
     const Range range = cut(total, parts, index);
     return std::pair(range.begin, range.end);

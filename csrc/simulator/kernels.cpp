@@ -1,168 +1,150 @@
-// Runs a kernel of csrc/cuda in the simulator, on arrays from standard input:
+// Runs a persistent LSTM of csrc/cuda, forward and backward, in an engine of the simulator, for the
+// sanitizers to watch:
 //
-//   kernels TIER CELL NUMBER T B D H PATTERN UNITS ROWS PARTS TEAM FLAGS SEED
+//   kernels TIER NUMBER SEED
 //
-// TIER is block, cluster or grid, NUMBER fp32, tf32, bf16 or fp16; for the numbers see ForwardArgs.
-// FLAGS is made of "b" (b_hh), "l" (lengths), "r" (resets) and "s" (what backward needs), or "-".
-// In come gates_x, w_hh, b_hh, peephole, h0, c0 (float32), lengths (int64) and resets (bytes), as
-// far as there are any; out go y, h_n, c_n, saved and cells (float32). A fault goes to standard
-// error.
+// TIER is block, cluster, grid or step, NUMBER fp32 or bf16. It says what is wrong, if anything
+// is: a fault, or an output that nobody wrote.
 #include <cstdio>
-#include <iterator>
+#include <random>
 #include <string>
+#include <vector>
 
-#include "../cells/gru.h"
 #include "../cells/lstm.h"
-#include "../cells/rnn.h"
-#include "../cuda/forward.cuh"
+#include "../cuda/launch.cuh"
 
 namespace bptt {
+
+// What launch.cu has for the ops.
+uint32_t direction_pattern(const bool*, int64_t) { return 2u << 24 | 2u; }
+
 namespace {
 
-using gpu::ForwardArgs;
-using gpu::ForwardLayout;
-using gpu::View;
+using gpu::Bf16;
+using Cell = Lstm<false>;
 
-constexpr unsigned kThreads = 64;
+constexpr int64_t T = 3, B = 5, D = 2, H = 12, G = Cell::kGates, A = Cell::kSaved;
 
-struct Request {
-  std::string tier, cell, number, flags;
-  int steps, batch, directions, hidden;
-  uint32_t pattern;
-  int units, rows, parts, team;
+template <class S>
+class Arrays {
+ public:
+  explicit Arrays(uint64_t seed) : random_(seed) {}
 
-  bool has(char flag) const { return flags.find(flag) != std::string::npos; }
+  // Numbers between -1 and 1.
+  void* input(int64_t count) {
+    S* const values = static_cast<S*>(memory(count * sizeof(S)));
+    std::uniform_real_distribution<float> uniform(-1, 1);
+    for (int64_t k = 0; k < count; ++k) {
+      if constexpr (sizeof(S) == 2) {
+        values[k] = gpu::narrow<S>(uniform(random_));
+      } else {
+        values[k] = uniform(random_);
+      }
+    }
+    return values;
+  }
+  // Memory that nobody has written: NaN.
+  void* output(int64_t count, size_t size = sizeof(S)) {
+    void* const values = memory(count * size);
+    std::memset(values, 0xFF, count * size);
+    outputs_.push_back({static_cast<char*>(values), count * size, size});
+    return values;
+  }
+  void* memory(int64_t bytes) {
+    blocks_.emplace_back(bytes / sizeof(uint64_t) + 1);
+    return blocks_.back().data();
+  }
+  bool is_written() const {
+    for (const Output& out : outputs_) {
+      for (size_t k = 0; k < out.bytes; k += out.size) {
+        if (std::string(out.data + k, out.size) == std::string(out.size, '\xFF')) return false;
+      }
+    }
+    return true;
+  }
+
+ private:
+  struct Output {
+    const char* data;
+    size_t bytes, size;
+  };
+
+  std::mt19937_64 random_;
+  std::deque<std::vector<uint64_t>> blocks_;
+  std::vector<Output> outputs_;
 };
 
-template <class T>
-std::vector<T> read(size_t count) {
-  std::vector<T> values(count);
-  if (std::fread(values.data(), sizeof(T), count, stdin) != count)
-    throw std::runtime_error("short");
-  return values;
+void check(const char* error) {
+  if (error != nullptr) throw std::runtime_error(error);
 }
 
-template <class Number>
-std::vector<typename Number::Storage> read_stored(size_t count) {
-  std::vector<typename Number::Storage> values;
-  for (const float x : read<float>(count)) values.push_back(Number::narrow(x));
-  return values;
-}
+template <class S>
+void run(Tier tier, NumberKind number, uint64_t seed) {
+  Arrays<S> arrays(seed);
+  const bool reverse[] = {false, true};
+  const int64_t lengths[] = {3, 1, 0, 2, 3};
+  const bool resets[T * B] = {false, true, false, false, true, true};
+  const Sizes sizes{Dtype::kFloat32, CellKind::kLstm, T, B, D, H, H, 0};
+  const Inputs in{arrays.input(D * G * H * H), nullptr, nullptr, arrays.input(D * B * H),
+                  arrays.input(D * B * H),     lengths, resets,  reverse};
+  ForwardParams f{};
+  f.sizes = sizes;
+  f.in = in;
+  f.gates_x = arrays.input(T * B * D * G * H);
+  f.b_hh = arrays.input(D * G * H);
+  f.y = arrays.output(T * B * D * H);
+  f.h_n = arrays.output(D * B * H);
+  f.c_n = arrays.output(D * B * H);
+  f.saved = arrays.memory(T * B * D * A * H * sizeof(S));
+  f.cells = arrays.memory(T * B * D * H * sizeof(float));
+  BackwardParams b{};
+  b.sizes = sizes;
+  b.in = in;
+  b.dy = arrays.input(T * B * D * H);
+  b.y = f.y;
+  b.saved = f.saved;
+  b.cells = f.cells;
+  b.dgates_x = arrays.output(T * B * D * G * H);
+  b.dh0 = arrays.output(D * B * H);
+  b.dc0 = arrays.output(D * B * H);
 
-template <class Number>
-void write_stored(const std::vector<typename Number::Storage>& values) {
-  for (const auto x : values) {
-    const float wide = Number::widen(x);
-    std::fwrite(&wide, sizeof(wide), 1, stdout);
-  }
-}
-
-template <class T>
-View<T> view(std::vector<T>& values) {
-  return {values.empty() ? nullptr : values.data(), static_cast<int64_t>(values.size())};
-}
-template <class T>
-View<const T> constant(const std::vector<T>& values) {
-  return {values.empty() ? nullptr : values.data(), static_cast<int64_t>(values.size())};
-}
-
-// Memory that nobody has written: NaN.
-template <class T>
-std::vector<T> poisoned(size_t count) {
-  std::vector<T> values(count);
-  if (count > 0) std::memset(values.data(), 0xFF, count * sizeof(T));
-  return values;
-}
-
-template <class Cell, class Number, class Team>
-void forward(const Request& r) {
-  using S = typename Number::Storage;
-  const size_t T = r.steps, B = r.batch, D = r.directions, H = r.hidden, G = Cell::kGates;
-  const bool has_c = Cell::kStates == 2, save = r.has('s');
-  const auto gates_x = read_stored<Number>(T * B * D * G * H);
-  const auto w_hh = read_stored<Number>(D * G * H * H);
-  const auto b_hh = read_stored<Number>(r.has('b') ? D * G * H : 0);
-  const auto peephole = read_stored<Number>(D * Cell::kPeep * H);
-  const auto h0 = read_stored<Number>(D * B * H);
-  auto c = read<float>(has_c ? D * B * H : 0);
-  const auto lengths = read<int64_t>(r.has('l') ? B : 0);
-  const auto resets = read<uint8_t>(r.has('r') ? T * B : 0);
-  auto y = poisoned<S>(T * B * D * H), h_n = poisoned<S>(D * B * H);
-  auto saved = poisoned<S>(save ? T * B * D * Cell::kSaved * H : 0);
-  auto cells = poisoned<float>(save && has_c ? T * B * D * H : 0);
-  const unsigned slices = (r.batch + r.rows - 1) / r.rows;
-  const size_t words = 2 * r.rows * r.units * r.team * sizeof(S) / 4;
-  auto exchange = poisoned<uint32_t>(D * slices * words);
-  std::vector<uint32_t> counters(D * slices, 0);
-
-  const ForwardArgs<S> args{
-      r.steps,           r.batch,           r.directions,     r.hidden,
-      r.pattern,         r.units,           r.rows,           r.parts,
-      constant(gates_x), constant(w_hh),    constant(b_hh),   constant(peephole),
-      constant(h0),      constant(lengths), constant(resets), view(y),
-      view(h_n),         view(c),           view(saved),      view(cells),
-      view(exchange),    view(counters)};
-  const ForwardLayout<Cell, Number, Team> layout(r.units, r.rows, r.parts, r.team);
-  gpu::LaunchConfig config;
-  config.grid = {static_cast<unsigned>(r.team), slices, static_cast<unsigned>(r.directions)};
-  config.block = {kThreads};
-  config.shared_bytes = layout.bytes;
-  config.cluster = r.tier == "cluster" ? r.team : 1;
-  config.cooperative = r.tier == "grid";
-  gpu::launch("recurrence_forward", gpu::recurrence_forward<Cell, Number, Team>, config, args);
-
-  write_stored<Number>(y);
-  write_stored<Number>(h_n);
-  std::fwrite(c.data(), sizeof(float), c.size(), stdout);
-  write_stored<Number>(saved);
-  std::fwrite(cells.data(), sizeof(float), cells.size(), stdout);
-}
-
-template <class Cell, class Number>
-void with_team(const Request& r) {
-  using S = typename Number::Storage;
-  if (r.tier == "block") return forward<Cell, Number, gpu::BlockTeam<S>>(r);
-  if (r.tier == "cluster") return forward<Cell, Number, gpu::ClusterTeam<S>>(r);
-  if (r.tier == "grid") return forward<Cell, Number, gpu::GridTeam<S>>(r);
-  throw std::runtime_error("no tier " + r.tier);
-}
-
-template <class Cell>
-void with_number(const Request& r) {
-  if (r.number == "fp32") return with_team<Cell, gpu::Float32>(r);
-  if (r.number == "tf32") return with_team<Cell, gpu::Tf32>(r);
-  if (r.number == "bf16") return with_team<Cell, gpu::HalfNumber<gpu::Bf16>>(r);
-  if (r.number == "fp16") return with_team<Cell, gpu::HalfNumber<gpu::Fp16>>(r);
-  throw std::runtime_error("no number " + r.number);
-}
-
-void run(const Request& r) {
-  if (r.cell == "lstm") return with_number<Lstm<false>>(r);
-#if !defined(BPTT_FEW_KERNELS)  // they all share the loop that a sanitizer is to look at
-  if (r.cell == "rnn_tanh") return with_number<Rnn<Tanh>>(r);
-  if (r.cell == "rnn_relu") return with_number<Rnn<Relu>>(r);
-  if (r.cell == "rnn_sigmoid") return with_number<Rnn<Sigmoid>>(r);
-  if (r.cell == "gru") return with_number<Gru>(r);
-  if (r.cell == "lstm_peephole") return with_number<Lstm<true>>(r);
-#endif
-  throw std::runtime_error("no cell " + r.cell);
+  GpuPlan plan{};
+  plan.tier = tier;
+  plan.threads = 64;
+  plan.cut = tier == Tier::kBlock  ? Cut{1, 12, 8, 1, 1}
+             : tier == Tier::kGrid ? Cut{3, 4, 8, 1, 2}
+                                   : Cut{3, 4, 8, 1, 1};
+  const auto call_of = [&](bool backward) {
+    const GpuProblem problem{CellKind::kLstm, number, T, B, D, H, H, false, backward};
+    return GpuCall{number, plan, 0, arrays.memory(CellLaunch<Cell>::scratch(problem, plan)),
+                   nullptr};
+  };
+  check(CellLaunch<Cell>::forward(call_of(false), f));
+  check(CellLaunch<Cell>::backward(call_of(true), b));
+  if (!arrays.is_written()) throw std::runtime_error("an output that nobody wrote");
 }
 
 }  // namespace
 }  // namespace bptt
 
 int main(int count, char** arguments) {
-  if (count != 15) {
-    std::fprintf(stderr, "kernels: see the head of csrc/simulator/kernels.cpp\n");
+  using namespace bptt;
+  const std::map<std::string, Tier> tiers = {{"block", Tier::kBlock},
+                                             {"cluster", Tier::kCluster},
+                                             {"grid", Tier::kGrid},
+                                             {"step", Tier::kStep}};
+  if (count != 4 || !tiers.contains(arguments[1])) {
+    std::fprintf(stderr, "kernels TIER NUMBER SEED\n");
     return 2;
   }
-  int numbers[9];
-  for (int k = 0; k < 9; ++k) numbers[k] = std::stoi(arguments[4 + k]);
-  bptt::simulator::options.seed = std::stoull(arguments[14]);
+  const uint64_t seed = std::stoull(arguments[3]);
+  simulator::options.seed = seed;
   try {
-    bptt::run({arguments[1], arguments[2], arguments[3], arguments[13], numbers[0], numbers[1],
-               numbers[2], numbers[3], static_cast<uint32_t>(numbers[4]), numbers[5], numbers[6],
-               numbers[7], numbers[8]});
+    if (std::string(arguments[2]) == "fp32") {
+      run<float>(tiers.at(arguments[1]), NumberKind::kFloat32, seed);
+    } else {
+      run<gpu::Bf16>(tiers.at(arguments[1]), NumberKind::kBFloat16, seed);
+    }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

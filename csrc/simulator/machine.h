@@ -400,9 +400,6 @@ inline void check_config(const Config& c) {
   if (c.cluster == 0 || c.grid.x % c.cluster != 0)
     refuse("grid.x is not a multiple of the cluster");
   if (c.cluster > options.processors) refuse("a cluster larger than the machine");
-  if (c.cooperative && blocks > options.processors) {
-    refuse("a cooperative launch of more blocks than can be on the machine at once");
-  }
 }
 
 // Runs a kernel to its end. Raises Fault.

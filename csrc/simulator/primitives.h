@@ -15,7 +15,7 @@
 #define __launch_bounds__(...)
 
 using cudaError_t = int;
-inline constexpr cudaError_t cudaSuccess = 0;
+inline constexpr cudaError_t cudaSuccess = 0, cudaErrorCooperativeLaunchTooLarge = 720;
 
 // Looked up at each use: a thread's own.
 #define threadIdx (::bptt::simulator::self->index)
@@ -195,6 +195,15 @@ inline void copy_async(void* target, const void* source, unsigned valid) {
   std::memset(target, 0xFF, 16);  // nobody may look before it has been waited for
 }
 
+inline void copy_async_word(void* target, const void* source) {
+  if (reinterpret_cast<uintptr_t>(target) % 4 != 0 ||
+      reinterpret_cast<uintptr_t>(source) % 4 != 0) {
+    sim::fail("cp.async: 4 bytes from and to multiples of 4");
+  }
+  sim::self->copies.back().push_back({target, source, 4, 4});
+  std::memset(target, 0xFF, 4);
+}
+
 inline void commit_copies() { sim::self->copies.emplace_back(); }
 
 template <int kPending>
@@ -331,6 +340,33 @@ inline void wait_for_signals(uint32_t* counter, uint32_t goal, Where where = Whe
       "signals of other blocks", where);
 }
 
+// --- the host's side
+// -----------------------------------------------------------------------------------
+
+inline const char* error_text(cudaError_t status) {
+  return status == cudaSuccess ? nullptr : "the blocks of a cooperative launch have no room";
+}
+
+inline const char* use_device(int) { return nullptr; }
+
+// Those of an H200, however many blocks the options let run at once: on a device, too, others may
+// take room that its driver counts.
+inline const char* device_limits(int, int* capability, int* processors, int* shared_bytes,
+                                 int* clock_mhz) {
+  *capability = 90;
+  *processors = 132;
+  *shared_bytes = static_cast<int>(sim::options.shared_limit);
+  *clock_mhz = 1980;
+  return nullptr;
+}
+
+inline cudaError_t zero_memory(void* memory, size_t bytes, void*) {
+  std::memset(memory, 0, bytes);
+  return cudaSuccess;
+}
+
+inline bool lacks_room(cudaError_t status) { return status == cudaErrorCooperativeLaunchTooLarge; }
+
 // --- launching
 // ------------------------------------------------------------------------------------
 
@@ -338,6 +374,9 @@ template <class... Parameters, class... Arguments>
 cudaError_t launch(const char* name, void (*kernel)(Parameters...), const LaunchConfig& config,
                    const Arguments&... arguments) {
   const auto size = [](const Extent& e) { return sim::Index3{e.x, e.y, e.z}; };
+  if (config.cooperative && size(config.grid).count() > sim::options.processors) {
+    return cudaErrorCooperativeLaunchTooLarge;
+  }
   sim::run({name, size(config.grid), size(config.block), config.shared_bytes, config.cluster,
             config.cooperative},
            [&] { kernel(arguments...); });

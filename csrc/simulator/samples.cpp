@@ -114,9 +114,9 @@ std::string run_too_large(int fault) {
   std::vector<float> out(2 * 5, 0);
   std::vector<uint32_t> counter{0};
   const bool cooperative = fault == kNone;
-  gpu::launch("hops", hops, {Extent{5}, Extent{1}, 0, 1, cooperative}, view(out), view(counter), 3,
-              kNone);
-  return "right";
+  const auto status = gpu::launch("hops", hops, {Extent{5}, Extent{1}, 0, 1, cooperative},
+                                  view(out), view(counter), 3, kNone);
+  return status == cudaSuccess ? "right" : gpu::error_text(status);
 }
 
 }  // namespace

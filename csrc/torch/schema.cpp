@@ -23,4 +23,26 @@ STABLE_TORCH_LIBRARY(bptt, m) {
   // How the cpu backend would share sizes [T, B, D, H, R] among torch's threads: lanes, row slices,
   // unit slices, elements of a vector register.
   m.def("cpu_plan(str cell, int element_size, int[] sizes) -> int[]");
+
+  // The cuda backend, below recurrence_forward and recurrence_backward: they write into tensors
+  // that they are given. gpu_device: capability, processors, bytes of shared memory of a block,
+  // MHz.
+  m.def("gpu_device(int index) -> int[]");
+  // For benchmarks: a launch of out.numel() blocks that exchange a few words `rounds` times in a
+  // tier; out, int32, gets how many rounds went right in each.
+  m.def("gpu_exchange(str tier, int rounds, Tensor(a!) out) -> ()");
+  m.def(
+      "gpu_plan(str cell, str number, int[] sizes, bool projected, bool backward, int[] device, "
+      "str tier) -> int[]");
+  m.def(
+      "gpu_forward(str cell, str number, int[] plan, Tensor gates_x, Tensor? b_ih, Tensor w_hh, "
+      "Tensor? b_hh, Tensor? w_hr, Tensor? peephole, Tensor h0, Tensor? c0, Tensor? lengths, "
+      "Tensor? resets, int[] reverse, Tensor(a!) y, Tensor(b!) h_n, Tensor(c!)? c_n, "
+      "Tensor(d!)? saved, Tensor(e!)? cells) -> ()");
+  m.def(
+      "gpu_backward(str cell, str number, int[] plan, Tensor? dy, Tensor? dh_n, Tensor? dc_n, "
+      "Tensor y, Tensor? saved, Tensor? cells, Tensor w_hh, Tensor? w_hr, Tensor? peephole, "
+      "Tensor h0, Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, "
+      "Tensor(a!) dgates_x, Tensor(b!)? dgates_h, Tensor(c!) dh0, Tensor(d!)? dc0, "
+      "Tensor(e!)? dpeephole, Tensor(f!)? operand, Tensor(g!)? dh) -> ()");
 }

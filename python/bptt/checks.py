@@ -54,7 +54,8 @@ class Call(NamedTuple):
         merge_mode: how two directions become one output.
         dropout: probability of dropping an output between layers; 0 outside of training.
         batch_first: whether input, output and resets start with the batch.
-        recompute: whether the backward pass rebuilds the gates instead of keeping them.
+        recompute: whether the backward pass rebuilds the gates instead of keeping them; "auto" for
+            where they are large.
     """
 
     kind: str
@@ -68,7 +69,7 @@ class Call(NamedTuple):
     merge_mode: str | None
     dropout: float
     batch_first: bool
-    recompute: bool = False
+    recompute: bool | str = False
 
     @property
     def tensors(self) -> int:
@@ -98,12 +99,18 @@ def check_merge_mode(merge_mode: str | None, bidirectional: bool) -> None:
         )
 
 
+def check_recompute(recompute: bool | str) -> None:
+    """Raise ValueError unless `recompute` is True, False or "auto"."""
+    if recompute not in (True, False, "auto"):
+        raise ValueError(f'recompute must be True, False or "auto", got {recompute!r}')
+
+
 def check_call(call: Call) -> None:
     """Check the options of a call on explicit weights; the layers check them when they are built.
 
     Raises:
         TypeError: num_layers or proj_size is no integer.
-        ValueError: a number out of range, or an unknown merge mode.
+        ValueError: a number out of range, or an unknown merge mode or `recompute`.
     """
     for name in ("num_layers", "proj_size"):
         value = getattr(call, name)
@@ -120,6 +127,7 @@ def check_call(call: Call) -> None:
     if not number or not 0 <= dropout <= 1:
         raise ValueError(f"{call.kind}: dropout must be a number in [0, 1], got {dropout!r}")
     check_merge_mode(call.merge_mode, call.directions == 2)
+    check_recompute(call.recompute)
 
 
 # --- tensors ------------------------------------------------------------------------------------

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, stack
+from . import dispatch, gpu, measured, stack, vendor
 from .cells import CELLS
+from .gradients import LoopInputs
+from .op_checks import Sizes
 from .ops import transforms_at_work
 
 _TRANSFORMS = (
@@ -30,6 +32,7 @@ class Explanation:
         kernel: what that backend would run, in words.
         reasons: for every other backend, why not.
         transforms: which transforms of PyTorch leave the kernel.
+        measured: where it was measured that this backend is the fastest, or "".
     """
 
     cell: str
@@ -38,9 +41,12 @@ class Explanation:
     kernel: str
     reasons: dict[str, str]
     transforms: str
+    measured: str = ""
 
     def __str__(self) -> str:
         why = "forced" if self.forced else "the first backend with nothing against it"
+        if self.measured:
+            why = f"measured to be the fastest here, {self.measured}"
         lines = [f"{self.cell}: backend {self.backend} ({why})", f"  kernel: {self.kernel}"]
         lines += [f"  not {name}: {reason}" for name, reason in self.reasons.items()]
         lines.append(f"  transforms: {self.transforms}")
@@ -76,19 +82,41 @@ def explain(layer: nn.Module, input: Tensor | PackedSequence) -> Explanation:
     if not isinstance(layer, nn.RNNBase):
         return _explain_cell(cell)
     dtype = stack.autocast_dtype(x.device.type) or x.dtype
-    problem = dispatch.Problem(cell, x.device.type, dtype, transforms_at_work()[0])
-    backend = dispatch.choose(problem)
+    reverse = (False, True)[: 2 if layer.bidirectional else 1]
+    nothing = LoopInputs(*[None] * len(LoopInputs._fields))
+    beyond_torch = vendor.reason_against(cell, nothing, reverse)
+    problem = dispatch.Problem(cell, x.device.type, dtype, transforms_at_work()[0], beyond_torch)
+    row = _measured(cell, dtype, layer, input)
+    backend = dispatch.choose(problem, fastest=None if row is None else row.backend)
     forced = dispatch.forced_backend() != dispatch.AUTO
     reasons = dispatch.reasons(problem)
     # The reasons against the others: those that cannot, then those that come later in the order.
     others = {
-        name: reason or ("another backend is forced" if forced else f"{backend} comes first")
+        name: reason or _later(name, backend, forced)
         for name, reason in reasons.items()
         if name != backend
     }
-    return Explanation(
-        cell, backend, forced, _kernel(backend, layer, cell, input, dtype), others, _TRANSFORMS
-    )
+    kernel = _kernel(backend, layer, cell, input, dtype)
+    source = row.source if row is not None and row.backend == backend and not forced else ""
+    return Explanation(cell, backend, forced, kernel, others, _TRANSFORMS, source)
+
+
+def _later(name: str, backend: str, forced: bool) -> str:
+    """Why a backend that could run a call does not."""
+    if forced:
+        return "another backend is forced"
+    if name == "torch":
+        return "taken where it is forced, or measured to be faster"
+    return f"{backend} comes first"
+
+
+def _measured(cell: str, dtype: torch.dtype, layer: Any, input: Any) -> measured.Row | None:
+    """The row of a table of measurements about the call's layers."""
+    device = input.data.device
+    if device.type != "cuda":
+        return None
+    _, batch, directions, hidden, _ = _sizes(layer, input)
+    return measured.row_for(cell, dtype, directions, hidden, batch, device)
 
 
 def _explain_cell(cell: str) -> Explanation:
@@ -104,6 +132,10 @@ def _explain_cell(cell: str) -> Explanation:
 
 
 def _kernel(backend: str, layer: Any, cell: str, input: Any, dtype: torch.dtype) -> str:
+    if backend == "cuda":
+        return _cuda_kernel(layer, cell, input, dtype)
+    if backend == "torch":
+        return "torch.nn's own: cuDNN for CUDA tensors, oneDNN or PyTorch's loop for CPU tensors"
     if backend == "triton":
         return _triton_kernel(layer, cell, input, dtype)
     if backend != "cpu":
@@ -132,6 +164,16 @@ def _kernel(backend: str, layer: Any, cell: str, input: Any, dtype: torch.dtype)
     if units > 1:
         parts.append("a barrier per product and step")
     return "; ".join(parts)
+
+
+def _cuda_kernel(layer: Any, cell: str, input: Any, dtype: torch.dtype) -> str:
+    sizes = Sizes(*_sizes(layer, input))
+    projected = sizes.state != sizes.hidden
+    passes = [
+        gpu.plan_for(cell, dtype, sizes, projected, backward, input.data.device)
+        for backward in (False, True)
+    ]
+    return f"CUDA, all directions in one launch; forward {passes[0]}; backward {passes[1]}"
 
 
 def _triton_kernel(layer: Any, cell: str, input: Any, dtype: torch.dtype) -> str:

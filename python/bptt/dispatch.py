@@ -33,12 +33,14 @@ class Problem:
         dtype: element type of inputs, weights and hidden state.
         composite: why only ordinary differentiable operations will do (forward-mode AD, function
             transforms inside torch.compile), or None.
+        beyond_torch: why torch.nn's own kernels cannot take it, or None.
     """
 
     cell: str
     device: str
     dtype: torch.dtype
     composite: str | None = None
+    beyond_torch: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ def _load_extension() -> str | None:
 
 _EXTENSION_ERROR = _load_extension()
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def _cpu_supports(problem: Problem) -> str | None:
@@ -94,7 +97,6 @@ def _cpu_detail() -> str:
 
 
 _TRITON_NEEDED = (3, 6)
-_TRITON_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 # Triton reads it when it is imported; then kernels run in Python, on CPU tensors. For tests.
 _TRITON_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
@@ -139,7 +141,7 @@ def _triton_supports(problem: Problem) -> str | None:
             return "triton: its interpreter is for tests, and runs only where it is forced"
     elif problem.device != "cuda":
         return f"triton: tensors are on {problem.device}, it takes CUDA tensors"
-    if problem.dtype not in _TRITON_DTYPES:
+    if problem.dtype not in _GPU_DTYPES:
         return f"triton: {problem.dtype} is not one of float32, float16, bfloat16"
     if problem.composite is not None:
         return f"triton: {problem.composite}"
@@ -151,23 +153,72 @@ def _triton_detail() -> str:
     return f"fused time loop in Triton, {where}"
 
 
-def _not_in_this_version(name: str, what: str) -> _Backend:
-    reason = f"the {what} kernels are not part of this version"
-    return _Backend(name, lambda: reason, lambda _: f"{name}: {reason}", lambda: "")
+# The library of csrc/simulator that runs CUDA kernels on CPU tensors; see gpu.py. For tests.
+_SIMULATOR = os.environ.get("BPTT_SIMULATOR", "")
+if _SIMULATOR and _EXTENSION_ERROR is None:
+    torch.ops.load_library(_SIMULATOR)
+
+
+def emulated_backends() -> tuple[str, ...]:
+    """GPU backends whose kernels run here without a GPU, on CPU tensors."""
+    emulated = {"cuda": bool(_SIMULATOR), "triton": interprets_triton()}
+    return tuple(name for name, here in emulated.items() if here)
+
+
+def _cuda_absent() -> str | None:
+    if _EXTENSION_ERROR is not None or _SIMULATOR:
+        return _EXTENSION_ERROR
+    if not torch._C._dispatch_has_kernel_for_dispatch_key("bptt::gpu_forward", "CUDA"):
+        return "this build of bptt has no CUDA kernels; build it where nvcc is"
+    if not torch.cuda.is_available() or torch.version.hip is not None:
+        return "there is no NVIDIA GPU that this torch can use"
+    if torch.cuda.get_device_capability() < (8, 0):
+        return "the GPU is older than compute capability 8.0"
+    return None
+
+
+def _cuda_supports(problem: Problem) -> str | None:
+    if problem.device == "cpu" and _SIMULATOR:
+        if forced_backend() != "cuda":
+            return "cuda: its simulator is for tests, and runs only where it is forced"
+    elif problem.device != "cuda":
+        return f"cuda: tensors are on {problem.device}, it takes CUDA tensors"
+    if problem.dtype not in _GPU_DTYPES:
+        return f"cuda: {problem.dtype} is not one of float32, float16, bfloat16"
+    if problem.composite is not None:
+        return f"cuda: {problem.composite}"
+    return None
+
+
+def _cuda_detail() -> str:
+    if _SIMULATOR:
+        return "persistent kernels in CUDA C++, in the simulator"
+    return f"persistent kernels in CUDA C++, {torch.cuda.get_device_name()}"
+
+
+def _torch_supports(problem: Problem) -> str | None:
+    reason = problem.composite or problem.beyond_torch
+    return None if reason is None else f"torch: {reason}"
+
+
+def _torch_detail() -> str:
+    return "torch.nn's own kernels (cuDNN, oneDNN), where forced or measured to be faster"
 
 
 _BACKENDS = {
     backend.name: backend
     for backend in (
-        _not_in_this_version("cuda", "CUDA"),
+        _Backend("cuda", _cuda_absent, _cuda_supports, _cuda_detail),
         _Backend("triton", _triton_absent, _triton_supports, _triton_detail),
         _Backend("cpu", lambda: _EXTENSION_ERROR, _cpu_supports, _cpu_detail),
+        _Backend("torch", lambda: None, _torch_supports, _torch_detail),
         _Backend(
             "reference", lambda: None, lambda _: None, lambda: "plain PyTorch, a loop over time"
         ),
     )
 }
 ORDER = tuple(_BACKENDS)
+_BY_MEASUREMENT = ("torch",)  # not taken for being next in order
 AUTO = "auto"
 
 
@@ -214,7 +265,7 @@ def backend(name: str) -> Iterator[None]:
     The environment variable BPTT_BACKEND sets the same for a whole process; an inner block wins.
 
     Args:
-        name: "auto", "cpu", "reference", "triton" or "cuda".
+        name: "auto", "cuda", "triton", "cpu", "torch" or "reference".
 
     Raises:
         ValueError: the name is unknown.
@@ -239,12 +290,13 @@ def backends() -> list[BackendStatus]:
     return rows
 
 
-def choose(problem: Problem, forced: str | None = None) -> str:
+def choose(problem: Problem, forced: str | None = None, fastest: str | None = None) -> str:
     """Name the backend that runs a problem.
 
     Args:
         problem: the recurrence to run.
         forced: a backend's name or "auto"; by default what `forced_backend()` says.
+        fastest: the backend that was measured to be the fastest here, for "auto"; None if none was.
 
     Raises:
         RuntimeError: the forced backend cannot take the problem; the message gives its reason.
@@ -259,8 +311,11 @@ def choose(problem: Problem, forced: str | None = None) -> str:
                 'Use bptt.backend("auto") to let bptt choose.'
             )
         return forced
+    if fastest is not None and not reasons(problem).get(fastest, "unknown"):
+        return fastest
     for name, entry in _BACKENDS.items():
-        if entry.supports(problem) is None and entry.absent() is None:
+        taken = name not in _BY_MEASUREMENT
+        if taken and entry.supports(problem) is None and entry.absent() is None:
             return name
     raise AssertionError("the reference backend takes every problem")
 

@@ -48,7 +48,7 @@ def rnn(
     merge_mode: str | None = "concat",
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
-    recompute: bool = False,
+    recompute: bool | str = False,
 ) -> tuple[Any, Tensor]:
     """Run a simple recurrent network over a batch of sequences.
 
@@ -81,7 +81,8 @@ def rnn(
             before that step, in either direction.
         recompute: whether the backward pass rebuilds the gates, by one matrix product over all
             steps, instead of keeping them: between the passes a layer then holds its outputs and,
-            if an LSTM, its cell states. (An RNN keeps no more than that anyway.)
+            if an LSTM, its cell states. (An RNN keeps no more than that anyway.) "auto" does so in
+            layers whose gates would take more than 256 MB.
 
     Returns:
         The output (`[T, B, D*H]`, laid out as the input; a PackedSequence for one; a pair with
@@ -125,7 +126,7 @@ def gru(
     merge_mode: str | None = "concat",
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
-    recompute: bool = False,
+    recompute: bool | str = False,
 ) -> tuple[Any, Tensor]:
     """Run a network of gated recurrent units over a batch of sequences.
 
@@ -192,7 +193,7 @@ def lstm(
     merge_mode: str | None = "concat",
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
-    recompute: bool = False,
+    recompute: bool | str = False,
 ) -> tuple[Any, Pair]:
     """Run a long short-term memory over a batch of sequences.
 

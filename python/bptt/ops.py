@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import dispatch
+from . import dispatch, gpu, measured, vendor
 from .autograd import Loop
 from .cells import CELLS
 from .gradients import (
@@ -38,6 +38,9 @@ from .gradients import (
     project,
     reference_outputs,
 )
+
+# Above this `recompute="auto"` rebuilds a layer's gates: where memory may be what runs out.
+RECOMPUTE_BYTES = 256 * 2**20
 
 
 def recurrence(
@@ -54,13 +57,14 @@ def recurrence(
     lengths: Tensor | None,
     resets: Tensor | None,
     reverse: tuple[bool, ...],
-    recompute: bool = False,
+    recompute: bool | str = False,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run one layer: the input projection of every step and direction, then the time loop.
 
     Arguments are taken as checked (`bptt.functional` does that). Shapes are those of
     `reference.recurrence`, with `x [T, B, I]` of any strides, `w_ih [D, G*H, I]` and
-    `b_ih [D, G*H]` in place of `gates_x`. With `recompute` the backward pass rebuilds the gates.
+    `b_ih [D, G*H]` in place of `gates_x`. With `recompute` the backward pass rebuilds the gates;
+    "auto" does so where they are large.
 
     Returns:
         `y [T, B, D, R]`, `h_n [D, B, R]`, `c_n [D, B, H]` (None without a cell state).
@@ -69,10 +73,23 @@ def recurrence(
         x = _zero_padding(x, lengths)
     loop = LoopInputs(None, x, w_ih, b_ih, w_hh, b_hh, w_hr, peephole, h0, c0, lengths, resets)
     composite, functorch = transforms_at_work()
-    backend = dispatch.choose(dispatch.Problem(cell, x.device.type, x.dtype, composite))
-    config = Config(backend, cell, reverse, recompute)
+    problem = dispatch.Problem(
+        cell,
+        x.device.type,
+        x.dtype,
+        composite,
+        "function transforms have no rule for it"
+        if functorch
+        else vendor.reason_against(cell, loop, reverse),
+    )
+    backend = dispatch.choose(problem, fastest=measured_backend(problem, loop))
+    if recompute == "auto":
+        recompute = gates_bytes(cell, x, w_hh) > RECOMPUTE_BYTES
+    config = Config(backend, cell, reverse, bool(recompute))
     if backend == "reference":
         return reference_outputs(config, loop)
+    if backend == "torch":
+        return vendor.outputs(config, loop)
     needs_grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in loop[1:10]
     )
@@ -84,6 +101,23 @@ def recurrence(
     else:
         outputs = forward_op(config, loop, config.keep if needs_grad else KEEP_NOTHING)
     return outputs[0], outputs[1], outputs[2] if CELLS[cell].has_cell_state else None
+
+
+def measured_backend(problem: dispatch.Problem, loop: LoopInputs) -> str | None:
+    """What a table of measurements says of a layer; None on a CPU, and while compiling."""
+    x, w_hh = loop.x, loop.w_hh
+    if problem.device != "cuda" or torch.compiler.is_compiling():
+        return None
+    hidden = w_hh.shape[1] // len(CELLS[problem.cell].gates)
+    row = measured.row_for(problem.cell, problem.dtype, w_hh.shape[0], hidden, x.shape[1], x.device)
+    return None if row is None else row.backend
+
+
+def gates_bytes(cell: str, x: Tensor, w_hh: Tensor) -> int:
+    """What a layer would keep of its gates for the backward pass."""
+    spec = CELLS[cell]
+    units = w_hh.shape[0] * w_hh.shape[1] // len(spec.gates)  # D*H
+    return x.shape[0] * x.shape[1] * units * len(spec.saved) * x.element_size()
 
 
 def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
@@ -243,32 +277,51 @@ def _triton_backward(*arguments: Any) -> tuple[Tensor, ...]:
 
 
 _LIBRARY = torch.library.Library("bptt", "IMPL")
+# The ops of GPU backends, by op and backend.
+_ROUTES: dict[str, dict[str, Callable[..., Any]]] = {
+    "recurrence_forward": {"cuda": gpu.forward, "triton": _triton_forward},
+    "recurrence_backward": {"cuda": gpu.backward, "triton": _triton_backward},
+}
 
 
-def _register_triton() -> None:
-    for name, function in (
-        ("recurrence_forward", _triton_forward),
-        ("recurrence_backward", _triton_backward),
-    ):
-        _LIBRARY.impl(name, function, "CUDA")
-        if dispatch.interprets_triton():
-            op = _interpreted(name, function)
+def _register_gpu() -> None:
+    """Make the ops for CUDA tensors choose by the backend's name.
+
+    For CPU tensors too where a backend's kernels run without a GPU.
+    """
+    emulated = dispatch.emulated_backends()
+    for name, routes in _ROUTES.items():
+        _LIBRARY.impl(name, _chosen(routes, None), "CUDA")
+        if emulated:
+            rest = _compiled(name)
+            op = _chosen({backend: routes[backend] for backend in emulated}, rest)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # torch says that an op is overridden; it is meant
                 _LIBRARY.impl(name, op, "CPU", allow_override=True)
 
 
-def _interpreted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """The op for CPU tensors where Triton is interpreted: by the backend's name."""
-    compiled = torch.library.get_kernel(f"bptt::{name}", "CPU")
-    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+def _chosen(
+    routes: dict[str, Callable[..., Any]], rest: Callable[..., Any] | None
+) -> Callable[..., Any]:
+    """An op that takes the route of its first argument, a backend's name."""
 
     def op(backend: str, *arguments: Any) -> Any:
-        if backend == "triton":
-            return function(backend, *arguments)
-        return compiled.call_boxed(keys, backend, *arguments)
+        route = routes.get(backend, rest)
+        if route is None:
+            known = ", ".join(routes)
+            raise RuntimeError(
+                f'bptt: backend must be one of {known} for CUDA tensors, got "{backend}"'
+            )
+        return route(backend, *arguments)
 
     return op
+
+
+def _compiled(name: str) -> Callable[..., Any]:
+    """The op of the cpu backend."""
+    kernel = torch.library.get_kernel(f"bptt::{name}", "CPU")
+    keys = torch._C.DispatchKeySet(torch._C.DispatchKey.CPU)
+    return lambda *arguments: kernel.call_boxed(keys, *arguments)
 
 
 def _register() -> None:
@@ -286,4 +339,4 @@ def _register() -> None:
 
 if hasattr(torch.ops.bptt, "recurrence_forward"):  # absent when the extension did not load
     _register()
-    _register_triton()
+    _register_gpu()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional
-from ..checks import Call, check_merge_mode
+from ..checks import Call, check_merge_mode, check_recompute
 
 Device = torch.device | str | int | None
 
@@ -29,17 +29,18 @@ class RecurrentLayer(nn.RNNBase):
     # Class attributes, so that a pickle older than an option loads with the option's default.
     merge_mode: str | None = "concat"
     peephole: bool = False
-    recompute: bool = False
+    recompute: bool | str = False
     _unfinished = False
     _kind = ""
     _gates = 0
 
     def __init__(
-        self, mode: str, *args: Any, merge_mode: str | None, recompute: bool, **kwargs: Any
+        self, mode: str, *args: Any, merge_mode: str | None, recompute: bool | str, **kwargs: Any
     ) -> None:
         bidirectional = kwargs["bidirectional"]
         check_merge_mode(merge_mode, bidirectional)
         self.merge_mode = merge_mode
+        check_recompute(recompute)
         self.recompute = recompute
         self._unfinished = True
         super().__init__(mode, *args, **kwargs)
@@ -138,7 +139,8 @@ class RNN(RecurrentLayer):
         merge_mode: what becomes of the outputs of two directions: "concat" (torch.nn's way), "sum",
             "mul", "ave" in every layer, or None for a pair (forward, backward) as the output.
         recompute: whether the backward pass rebuilds the gates instead of keeping them: less memory
-            between the passes, one more matrix product.
+            between the passes, one more matrix product. "auto": where they would take more than
+            256 MB.
         proj_size: not for this layer; there to refuse it as torch.nn does.
 
     Forward:
@@ -170,7 +172,7 @@ class RNN(RecurrentLayer):
         dtype: torch.dtype | None = None,
         *,
         merge_mode: str | None = "concat",
-        recompute: bool = False,
+        recompute: bool | str = False,
         proj_size: int | None = None,
     ) -> None:
         _refuse_projection(proj_size)
@@ -237,7 +239,7 @@ class GRU(RecurrentLayer):
         *,
         reset_after: bool = True,
         merge_mode: str | None = "concat",
-        recompute: bool = False,
+        recompute: bool | str = False,
         proj_size: int | None = None,
     ) -> None:
         _refuse_projection(proj_size)
@@ -304,7 +306,7 @@ class LSTM(RecurrentLayer):
         *,
         peephole: bool = False,
         merge_mode: str | None = "concat",
-        recompute: bool = False,
+        recompute: bool | str = False,
     ) -> None:
         self.peephole = peephole
         super().__init__(

@@ -1,4 +1,4 @@
-"""Checks of the ops' arguments before a kernel is launched; no Triton here.
+"""Checks of the ops' arguments before a GPU's kernel is launched.
 
 The layers check the same earlier and in their users' words; these guard the ops themselves, which
 anyone may call. The CPU backend's are in `csrc/torch/checks.h`, with the same messages.
@@ -12,11 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from bptt.cells import CELLS
-from bptt.gradients import KEEP_GATES, KEEP_NOTHING, KEEP_STATES, LoopInputs
+from .cells import CELLS
+from .gradients import KEEP_GATES, KEEP_NOTHING, KEEP_STATES, LoopInputs
 
-from .plan import reason_against
-
+BACKENDS = ("cuda", "triton")
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 _FORWARD, _BACKWARD = "bptt::recurrence_forward", "bptt::recurrence_backward"
 
@@ -84,6 +83,7 @@ def check_forward(
         check.fail(f"{name} must have {rank} dimensions, got shape {list(lead.shape)}")
     sizes = _sizes(cell, lead.shape[0], lead.shape[1], loop.w_hh)
     steps, batch, directions, hidden, _ = sizes
+    shape: tuple[int, ...]
     if loop.gates_x is None:
         inputs = loop.x.shape[2]
         check.tensor("x", loop.x, "[T, B, I]", (steps, batch, inputs))
@@ -137,15 +137,15 @@ def check_backward(
 
 
 def _start(op: str, backend: str, cell: str, w_hh: Tensor) -> _Checker:
-    if backend != "triton":
-        raise RuntimeError(f'{op}: backend must be "triton", got "{backend}"')
+    if backend not in BACKENDS:
+        raise RuntimeError(f'{op}: backend must be one of {BACKENDS}, got "{backend}"')
     if cell not in CELLS:
         raise RuntimeError(f'{op}: cell must be one of {", ".join(CELLS)}, got "{cell}"')
     check = _Checker(op, w_hh)
     if w_hh.dim() != 3:
         check.fail(f"w_hh must have 3 dimensions, got shape {list(w_hh.shape)}")
     if w_hh.dtype not in DTYPES:
-        check.fail(f"the triton backend takes float32, float16 and bfloat16, got {w_hh.dtype}")
+        check.fail(f"the {backend} backend takes float32, float16 and bfloat16, got {w_hh.dtype}")
     return check
 
 
@@ -181,6 +181,3 @@ def _check_shared(
     for name, size in (("T", steps), ("B", batch), ("D", directions)):
         if size >= 2**31:
             check.fail(f"{name} must be below 2**31, got {size}")
-    reason = reason_against(cell, hidden, state)
-    if reason is not None:
-        check.fail(reason)

@@ -1,0 +1,100 @@
+// The kernels of csrc/cuda by cell, and what the host asks of the CUDA runtime.
+#include "../engine/cells_table.h"
+#include "exchange.cuh"
+#include "launch.h"
+
+namespace bptt {
+
+// Instantiated in launch_*.cu.
+template <class Cell>
+struct CellLaunch {
+  static int64_t scratch(const GpuProblem& problem, const GpuPlan& plan);
+  static const char* forward(const GpuCall& call, const ForwardParams& params);
+  static const char* backward(const GpuCall& call, const BackwardParams& params);
+};
+
+namespace {
+
+template <class F>
+auto with_cell(CellKind kind, F f) {
+  switch (kind) {
+    case CellKind::kRnnTanh: return f.template operator()<Rnn<Tanh>>();
+    case CellKind::kRnnRelu: return f.template operator()<Rnn<Relu>>();
+    case CellKind::kRnnSigmoid: return f.template operator()<Rnn<Sigmoid>>();
+    case CellKind::kGru: return f.template operator()<Gru>();
+    case CellKind::kGruResetBefore: return f.template operator()<GruResetBefore>();
+    case CellKind::kLstm: return f.template operator()<Lstm<false>>();
+    case CellKind::kLstmPeephole: break;
+  }
+  return f.template operator()<Lstm<true>>();
+}
+
+}  // namespace
+
+const char* gpu_device(int index, Device* device) {
+  return gpu::device_limits(index, &device->capability, &device->processors, &device->shared_bytes,
+                            &device->clock_mhz);
+}
+
+int64_t gpu_scratch(const GpuProblem& problem, const GpuPlan& plan) {
+  return with_cell(problem.cell,
+                   [&]<class Cell>() { return CellLaunch<Cell>::scratch(problem, plan); });
+}
+
+const char* gpu_forward(const GpuCall& call, const ForwardParams& params) {
+  if (const char* error = gpu::use_device(call.device)) return error;
+  return with_cell(params.sizes.cell,
+                   [&]<class Cell>() { return CellLaunch<Cell>::forward(call, params); });
+}
+
+const char* gpu_backward(const GpuCall& call, const BackwardParams& params) {
+  if (const char* error = gpu::use_device(call.device)) return error;
+  return with_cell(params.sizes.cell,
+                   [&]<class Cell>() { return CellLaunch<Cell>::backward(call, params); });
+}
+
+const char* gpu_exchange(Tier tier, int device, int blocks, int rounds, uint32_t* out,
+                         void* scratch, void* stream) {
+  if (const char* error = gpu::use_device(device)) return error;
+  const bool grid = tier == Tier::kGrid;
+  const Cut cut = {tier == Tier::kBlock ? 1 : blocks, 8, 8, 1, 1};
+  const Layout layout = layout_of(gpu::exchange_shape(grid), cut);
+  gpu::LaunchConfig config;
+  config.grid.x = cut.team;
+  config.block.x = 64;
+  config.shared_bytes = layout.bytes;
+  config.cluster = tier == Tier::kCluster ? blocks : 1;
+  config.cooperative = grid;
+  config.stream = stream;
+  constexpr int kCounterBytes = 16;
+  auto* const counter = static_cast<uint32_t*>(scratch);
+  gpu::ExchangeArgs exchange;
+  exchange.counters = {counter, 1};
+  exchange.words = {counter + kCounterBytes / 4,
+                    exchange_words(gpu::exchange_shape(grid), cut, layout)};
+  cudaError_t status = gpu::zero_memory(scratch, kCounterBytes, stream);
+  const auto kernel = tier == Tier::kBlock     ? gpu::exchange_rounds<gpu::BlockTeam>
+                      : tier == Tier::kCluster ? gpu::exchange_rounds<gpu::ClusterTeam>
+                                               : gpu::exchange_rounds<gpu::GridTeam>;
+  if (status == cudaSuccess) {
+    const gpu::View<uint32_t> right(out, cut.team);
+    status = gpu::launch("exchange_rounds", kernel, config, rounds, cut, exchange, right);
+  }
+  return gpu::error_text(status);
+}
+
+uint32_t direction_pattern(const bool* reverse, int64_t directions) {
+  constexpr int64_t kFlags = 24;
+  for (int64_t period = 1; period <= directions && period <= kFlags; ++period) {
+    uint32_t flags = 0;
+    bool repeats = true;
+    for (int64_t d = 0; d < directions && repeats; ++d) {
+      repeats = reverse[d] == reverse[d % period];
+      if (d < period) flags |= static_cast<uint32_t>(reverse[d]) << d;
+    }
+    if (repeats) return static_cast<uint32_t>(period) << kFlags | flags;
+  }
+  return 0;
+}
+
+}  // namespace bptt

@@ -1,0 +1,222 @@
+// Launches for one cell, in every number and tier. Each launch_*.cu instantiates some of them.
+#pragma once
+
+#include "backward.cuh"
+#include "forward.cuh"
+#include "launch.h"
+#include "step.cuh"
+
+namespace bptt {
+
+// What launch.cpp finds by a cell's kind.
+template <class Cell>
+struct CellLaunch {
+  static int64_t scratch(const GpuProblem& problem, const GpuPlan& plan);
+  static const char* forward(const GpuCall& call, const ForwardParams& params);
+  static const char* backward(const GpuCall& call, const BackwardParams& params);
+};
+
+namespace gpu {
+
+template <class F>
+auto with_number(NumberKind number, F f) {
+  switch (number) {
+    case NumberKind::kFloat32: return f.template operator()<Float32>();
+    case NumberKind::kTf32: return f.template operator()<Tf32>();
+    case NumberKind::kFloat16: return f.template operator()<HalfNumber<Fp16>>();
+    case NumberKind::kBFloat16: break;
+  }
+  return f.template operator()<HalfNumber<Bf16>>();
+}
+
+inline SizeArgs size_args(const Sizes& s, const Inputs& in) {
+  return {static_cast<int>(s.steps),      static_cast<int>(s.batch),
+          static_cast<int>(s.directions), static_cast<int>(s.hidden),
+          static_cast<int>(s.state),      direction_pattern(in.reverse, s.directions)};
+}
+
+template <class T>
+View<const T> input(const void* data, int64_t count) {
+  return {static_cast<const T*>(data), data == nullptr ? 0 : count};
+}
+template <class T>
+View<T> output(void* data, int64_t count) {
+  return {static_cast<T*>(data), data == nullptr ? 0 : count};
+}
+
+// How many elements the arrays of a problem have.
+template <class Cell>
+struct Counts {
+  int64_t gates, weights, biases, projection, peepholes, states, cell_states, history, units, saved;
+
+  explicit Counts(const Sizes& s)
+      : gates(s.steps * s.batch * s.directions * Cell::kGates * s.hidden),
+        weights(s.directions * Cell::kGates * s.hidden * s.state),
+        biases(s.directions * Cell::kGates * s.hidden),
+        projection(s.directions * s.state * s.hidden),
+        peepholes(s.directions * Cell::kPeep * s.hidden),
+        states(s.directions * s.batch * s.state),
+        cell_states(s.directions * s.batch * s.hidden),
+        history(s.steps * s.batch * s.directions * s.state),
+        units(s.steps * s.batch * s.directions * s.hidden),
+        saved(units * Cell::kSaved) {}
+};
+
+template <class Cell, class S>
+ForwardArgs<S> forward_args(const ForwardParams& p) {
+  const Counts<Cell> n(p.sizes);
+  const int64_t masks = p.sizes.steps * p.sizes.batch;
+  return {size_args(p.sizes, p.in),
+          input<S>(p.gates_x, n.gates),
+          input<S>(p.b_ih, n.biases),
+          input<S>(p.in.w_hh, n.weights),
+          input<S>(p.b_hh, n.biases),
+          input<S>(p.in.w_hr, n.projection),
+          input<S>(p.in.peephole, n.peepholes),
+          input<S>(p.in.h0, n.states),
+          input<S>(p.in.c0, n.cell_states),
+          input<int64_t>(p.in.lengths, p.sizes.batch),
+          input<uint8_t>(p.in.resets, masks),
+          output<S>(p.y, n.history),
+          output<S>(p.h_n, n.states),
+          output<S>(p.c_n, n.cell_states),
+          output<S>(p.saved, n.saved),
+          output<float>(p.cells, n.units)};
+}
+
+template <class Cell, class S>
+BackwardArgs<S> backward_args(const BackwardParams& p) {
+  const Counts<Cell> n(p.sizes);
+  const int64_t masks = p.sizes.steps * p.sizes.batch;
+  return {size_args(p.sizes, p.in),
+          input<S>(p.dy, n.history),
+          input<S>(p.dh_n, n.states),
+          input<S>(p.dc_n, n.cell_states),
+          input<S>(p.y, n.history),
+          input<S>(p.saved, n.saved),
+          input<float>(p.cells, n.units),
+          input<S>(p.in.w_hh, n.weights),
+          input<S>(p.in.w_hr, n.projection),
+          input<S>(p.in.peephole, n.peepholes),
+          input<S>(p.in.h0, n.states),
+          input<S>(p.in.c0, n.cell_states),
+          input<int64_t>(p.in.lengths, p.sizes.batch),
+          input<uint8_t>(p.in.resets, masks),
+          output<S>(p.dgates_x, n.gates),
+          output<S>(p.dgates_h, n.gates),
+          output<S>(p.dh0, n.states),
+          output<S>(p.dc0, n.cell_states),
+          output<float>(p.dpeephole, p.sizes.batch * n.peepholes),
+          output<S>(p.operand, n.units),
+          output<S>(p.dh, n.history)};
+}
+
+inline int slices_of(const Cut& cut, int64_t batch) {
+  const int64_t rows = int64_t{cut.rows} * cut.passes;
+  return static_cast<int>((batch + rows - 1) / rows);
+}
+
+// Counters of teams, then their words, at 16 bytes.
+struct ExchangeBytes {
+  int64_t counters, words;
+
+  ExchangeBytes(const Shape& shape, const Cut& cut, int64_t teams)
+      : counters((teams * 4 + 15) / 16 * 16),
+        words(teams * exchange_words(shape, cut, layout_of(shape, cut)) * 4) {}
+};
+
+template <class Args>
+using PersistentKernel = void (*)(Args, Cut, ExchangeArgs);
+
+// Launches a persistent kernel, with the global memory that its teams exchange through zeroed.
+template <class Args>
+cudaError_t launch_persistent(const char* name, PersistentKernel<Args> kernel, const Shape& shape,
+                              const GpuCall& call, const Args& args) {
+  const Cut& cut = call.plan.cut;
+  const unsigned slices = slices_of(cut, args.batch), directions = args.directions;
+  LaunchConfig config;
+  config.grid = {static_cast<unsigned>(cut.team), slices, directions};
+  config.block = {static_cast<unsigned>(call.plan.threads)};
+  config.shared_bytes = layout_of(shape, cut).bytes;
+  config.stream = call.stream;
+  ExchangeArgs exchange;
+  if (shape.grid) {
+    config.cooperative = true;
+    const ExchangeBytes bytes(shape, cut, int64_t{slices} * directions);
+    char* const memory = static_cast<char*>(call.scratch);
+    exchange.counters = output<uint32_t>(memory, bytes.counters / 4);
+    exchange.words = output<uint32_t>(memory + bytes.counters, bytes.words / 4);
+    const cudaError_t status = zero_memory(memory, bytes.counters, call.stream);
+    if (status != cudaSuccess) return status;
+  } else if (call.plan.tier == Tier::kCluster) {
+    config.cluster = cut.team;
+  }
+  return launch(name, kernel, config, args, cut, exchange);
+}
+
+template <class Cell, class Number>
+auto forward_kernel(Tier tier) -> PersistentKernel<ForwardArgs<typename Number::Storage>> {
+  if constexpr (Cell::kStages == 1) {
+    if (tier == Tier::kBlock) return recurrence_forward<Cell, Number, BlockTeam>;
+    if (tier == Tier::kCluster) return recurrence_forward<Cell, Number, ClusterTeam>;
+    if (tier == Tier::kGrid) return recurrence_forward<Cell, Number, GridTeam>;
+  }
+  return nullptr;
+}
+
+template <class Cell, class Number>
+auto backward_kernel(Tier tier) -> PersistentKernel<BackwardArgs<typename Number::Storage>> {
+  if constexpr (Cell::kStages == 1) {
+    if (tier == Tier::kBlock) return recurrence_backward<Cell, Number, BlockTeam>;
+    if (tier == Tier::kCluster) return recurrence_backward<Cell, Number, ClusterTeam>;
+    if (tier == Tier::kGrid) return recurrence_backward<Cell, Number, GridTeam>;
+  }
+  return nullptr;
+}
+
+}  // namespace gpu
+
+template <class Cell>
+int64_t CellLaunch<Cell>::scratch(const GpuProblem& problem, const GpuPlan& plan) {
+  return gpu::with_number(problem.number, [&]<class Number>() -> int64_t {
+    const gpu::SizeArgs sizes = {
+        static_cast<int>(problem.steps),      static_cast<int>(problem.batch),
+        static_cast<int>(problem.directions), static_cast<int>(problem.hidden),
+        static_cast<int>(problem.state),      1u << 24};
+    // Any launch may turn into one of the step tier.
+    const int64_t step = problem.backward ? gpu::step_backward_scratch<Cell, Number>(sizes)
+                                          : gpu::step_forward_scratch<Cell, Number>(sizes);
+    if (plan.tier != Tier::kGrid) return step;
+    const gpu::ExchangeBytes grid(gpu::shape_of<Cell, Number>(problem.backward, true), plan.cut,
+                                  gpu::slices_of(plan.cut, problem.batch) * problem.directions);
+    return std::max(step, grid.counters + grid.words);
+  });
+}
+
+template <class Cell>
+const char* CellLaunch<Cell>::forward(const GpuCall& call, const ForwardParams& params) {
+  return gpu::with_number(call.number, [&]<class Number>() {
+    const auto args = gpu::forward_args<Cell, typename Number::Storage>(params);
+    if (const auto kernel = gpu::forward_kernel<Cell, Number>(call.plan.tier)) {
+      const Shape shape = gpu::shape_of<Cell, Number>(false, call.plan.tier == Tier::kGrid);
+      const auto status = gpu::launch_persistent("recurrence_forward", kernel, shape, call, args);
+      if (!gpu::lacks_room(status)) return gpu::error_text(status);
+    }
+    return gpu::error_text(gpu::run_step_forward<Cell, Number>(args, call.scratch, call.stream));
+  });
+}
+
+template <class Cell>
+const char* CellLaunch<Cell>::backward(const GpuCall& call, const BackwardParams& params) {
+  return gpu::with_number(call.number, [&]<class Number>() {
+    const auto args = gpu::backward_args<Cell, typename Number::Storage>(params);
+    if (const auto kernel = gpu::backward_kernel<Cell, Number>(call.plan.tier)) {
+      const Shape shape = gpu::shape_of<Cell, Number>(true, call.plan.tier == Tier::kGrid);
+      const auto status = gpu::launch_persistent("recurrence_backward", kernel, shape, call, args);
+      if (!gpu::lacks_room(status)) return gpu::error_text(status);
+    }
+    return gpu::error_text(gpu::run_step_backward<Cell, Number>(args, call.scratch, call.stream));
+  });
+}
+
+}  // namespace bptt

@@ -1,0 +1,84 @@
+// How a recurrence is cut among the blocks of a persistent launch, and a block's shared memory:
+// plain arithmetic, for kernels, the planner and tests alike.
+#pragma once
+
+#include "../cells/activation.h"
+
+namespace bptt {
+
+// Block (rank, slice, direction) owns `units` hidden units, with all their gates, of `rows` x
+// `passes` sequences. The `team` blocks of a slice own all units; they exchange what each has made
+// after every step.
+struct Cut {
+  int team;
+  int units;   // a multiple of the elements of 4 bytes
+  int rows;    // of one pass; a multiple of kColumnTile
+  int passes;  // more than one only where blocks exchange through global memory
+  int parts;   // that the depth of the product is cut into, among the warps of a block
+};
+
+constexpr int kRowTile = 16, kColumnTile = 8;  // of a matrix instruction
+
+BPTT_HOST_DEVICE constexpr int rounded_up(int count, int unit) {
+  return (count + unit - 1) / unit * unit;
+}
+
+// Elements from row to row of a matrix in shared memory. Rows start at 16 bytes, and eight of them
+// at different banks; the columns past `columns`, up to a chunk before the end, must hold zeros.
+BPTT_HOST_DEVICE constexpr int pitch_of(int columns, int element_bytes) {
+  const int chunk = 16 / element_bytes;
+  return rounded_up(columns, 4 * chunk) + chunk;
+}
+
+// What a cell and a number's storage have to do with the size of things.
+struct Shape {
+  int gates, states, saved, peepholes, element_bytes;
+  bool backward, grid;  // grid: blocks exchange through global memory
+};
+
+// Of a block: places in bytes, then sizes.
+struct Layout {
+  int weights, operand, sums, states, stage, team, bytes;
+  int gate_rows;   // of the weights: the rows of the product
+  int columns;     // that a team exchanges for a sequence of the batch
+  int pitch;       // of weights and operand
+  int depth;       // of the product
+  int sums_pitch;  // sums are [parts, rows, sums_pitch]
+  int items;       // of a pass: words of 4 bytes that hold neighbouring units
+};
+
+// Words per item that a thread fetches ahead.
+BPTT_HOST_DEVICE constexpr int staged_planes(const Shape& s) {
+  if (!s.backward) return s.gates;
+  return s.saved + 1 + (s.states == 2 ? 2 * (4 / s.element_bytes) : 2);
+}
+
+BPTT_HOST_DEVICE constexpr Layout layout_of(const Shape& s, const Cut& cut) {
+  Layout l{};
+  const int all_units = cut.units * cut.team;
+  l.gate_rows = rounded_up(s.backward ? cut.units : s.gates * cut.units, kRowTile);
+  l.columns = s.backward ? s.gates * all_units : all_units;
+  l.pitch = pitch_of(l.columns, s.element_bytes);
+  l.depth = l.pitch - 16 / s.element_bytes;
+  l.sums_pitch = l.gate_rows + 4;
+  l.items = cut.rows * cut.units * s.element_bytes / 4;
+  const int buffers = s.grid ? 1 : 2;
+  const int planes = s.states + (s.backward ? s.peepholes : 0);
+  l.operand = l.gate_rows * l.pitch * s.element_bytes;
+  l.sums = l.operand + buffers * cut.rows * l.pitch * s.element_bytes;
+  l.states = l.sums + cut.parts * cut.rows * l.sums_pitch * 4;
+  l.stage = l.states + planes * cut.passes * cut.rows * cut.units * 4;
+  l.team = rounded_up(l.stage + staged_planes(s) * cut.passes * l.items * 4, 8);
+  l.bytes = l.team + 16;  // two transaction barriers
+  return l;
+}
+
+// Words of 4 bytes that one team needs in global memory where its blocks exchange through it.
+BPTT_HOST_DEVICE constexpr int exchange_pitch(const Layout& l, int element_bytes) {
+  return rounded_up(l.columns * element_bytes, 16) / 4;
+}
+BPTT_HOST_DEVICE constexpr int exchange_words(const Shape& s, const Cut& cut, const Layout& l) {
+  return 2 * cut.passes * cut.rows * exchange_pitch(l, s.element_bytes);
+}
+
+}  // namespace bptt

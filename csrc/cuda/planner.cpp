@@ -1,0 +1,430 @@
+#include "planner.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "../engine/cells_table.h"
+
+namespace bptt {
+namespace {
+
+constexpr int64_t kLargest = INT32_MAX, kLargestGrid = 65535;  // of a launch, but for blocks in x
+constexpr int kLargestNumber = 1 << 20;                        // of a cut, and bytes of a block
+constexpr int kMostRows = 64, kMostThreads = 256, kLargestTeam = 16, kPortableTeam = 8;
+constexpr int kPartUnit = 64;  // the depth of a part is a multiple of this, see product()
+
+// --- the model's constants ----------------------------------------------------------------------
+//
+// [quoted]: public measurements on an H100. [limit]: stated by the vendor. [assumed]: not measured
+// yet. Clocks are those of a processor.
+
+constexpr double kBarrierUs = 0.05;      // barriers of a block, for each pass [assumed]
+constexpr double kClusterUs = 0.65;      // a cluster's barrier with the skew of blocks [quoted]
+constexpr double kFlagUs = 0.6;          // from block to block through the L2 [quoted]
+constexpr double kL2Clocks = 410;        // latency of the farther half of the L2 [quoted]
+constexpr double kL2BytesPerClock = 64;  // that one processor gets [quoted]
+constexpr double kL2BytesPerUs = 5.5e6;  // that all get together [assumed]
+constexpr double kSharedBytesPerClock = 128;  // [limit]
+constexpr double kSharedClocks = 30;          // latency of shared memory [assumed]
+constexpr double kMatrixClocks = 24;          // latency of a matrix instruction [quoted]
+constexpr double kHopperMatrixShare = 0.63;   // of the peak, by mma.sync [quoted]
+constexpr double kStoreClocks = 4;            // a warp's words to one block of a cluster [assumed]
+constexpr double kItemClocks = 200;           // of a thread for a word of the cell [assumed]
+constexpr double kItemBusyShare = 0.5;        // of those, in which other blocks wait [assumed]
+constexpr double kWeightClocks = 100;         // of a thread to bring one weight [assumed]
+constexpr double kLaunchUs = 2;               // from launch to launch in a stream [assumed]
+constexpr double kPersistentUs = 5;           // to launch, and to end [assumed]
+constexpr double kCooperativeUs = 10;         // the same with cleared counters [assumed]
+constexpr int kThreadsInRoom = 512;           // of a processor, with 128 registers each [assumed]
+constexpr int kReservedBytes = 1024;          // of shared memory, for each block [limit]
+constexpr int kGroup = 18;  // processors among which a cluster finds room, at most [quoted]
+constexpr int kUsualMhz = 1500;
+
+// Of the step tier's kernels.
+constexpr int kStepRows = 64, kStepSliceBytes = 64;
+constexpr double kSliceClocks = 150;  // a barrier and two instructions' latency [assumed]
+constexpr int kStepResident = 2;      // blocks of a processor [assumed]
+
+// Multiplications and additions of a processor in a clock, for 16-bit numbers and float sums.
+double half_rate(int capability) {
+  if (capability >= 90 && capability < 120) return 2048 * kHopperMatrixShare;
+  return capability == 80 ? 1024 : 256;
+}
+
+double matrix_rate(NumberKind number, int capability) {
+  if (number == NumberKind::kFloat32) return capability == 80 ? 64 : 128;
+  return half_rate(capability) / (number == NumberKind::kTf32 ? 2 : 1);
+}
+
+// --- arithmetic ---------------------------------------------------------------------------------
+
+template <class A, class B>
+constexpr auto tiles_of(A count, B size) {
+  return (count + size - 1) / size;
+}
+
+const CellTraits& traits_of(CellKind kind) {
+  for (const CellTraits& cell : kCells) {
+    if (cell.kind == kind) return cell;
+  }
+  return kCells[0];  // there is no other kind
+}
+
+Shape shape_of(const GpuProblem& problem, Tier tier) {
+  const CellTraits& cell = traits_of(problem.cell);
+  return {static_cast<int>(cell.gates),
+          static_cast<int>(cell.states),
+          static_cast<int>(cell.saved),
+          static_cast<int>(cell.peepholes),
+          element_bytes(problem.number),
+          problem.backward,
+          tier == Tier::kGrid};
+}
+
+double clocks_per_us(const Device& device) {
+  return device.clock_mhz > 0 ? device.clock_mhz : kUsualMhz;  // some drivers do not tell
+}
+
+int64_t slices_of(const Cut& cut, int64_t batch) {
+  return tiles_of(batch, int64_t{cut.rows} * cut.passes);
+}
+
+int part_depth(int depth, int parts) { return rounded_up(tiles_of(depth, parts), kPartUnit); }
+
+// A warp of the product takes 16 rows and 32 columns, a thread 4 and 4.
+int product_tiles(NumberKind number, const Cut& cut, const Layout& l) {
+  if (number == NumberKind::kFloat32) return l.gate_rows / 4 * (cut.rows / 4);
+  return l.gate_rows / kRowTile * tiles_of(cut.rows, 4 * kColumnTile);
+}
+
+// Blocks that a processor has room for.
+int resident_blocks(const Device& device, int shared_bytes, int threads) {
+  const int by_memory = (device.shared_bytes + kReservedBytes) / (shared_bytes + kReservedBytes);
+  return std::max(1, std::min(by_memory, kThreadsInRoom / threads));
+}
+
+// Clusters that the device has room for, with a block on a processor. One is left out: of eight
+// blocks an H100 holds 15 clusters [quoted].
+int resident_clusters(const Device& device, int team) {
+  const int groups = tiles_of(device.processors, kGroup);
+  return std::max(1, groups * (device.processors / groups / team) - 1);
+}
+
+int largest_cluster(const Device& device) {
+  if (device.capability < 90) return 1;
+  const bool large = device.capability < 120;
+  return std::min(large ? kLargestTeam : kPortableTeam, device.processors);
+}
+
+// --- what can run -------------------------------------------------------------------------------
+
+const char* problem_error(const GpuProblem& p, const Device& device) {
+  if (device.processors < 1 || device.shared_bytes < 1 || device.shared_bytes > kLargestNumber) {
+    return "the device is out of range";
+  }
+  const CellTraits& cell = traits_of(p.cell);
+  if (cell.stages != 1) return "the cell needs two products per step";
+  if (p.projected || p.state != p.hidden) return "a projection needs a second product per step";
+  for (const int64_t size : {p.steps, p.batch, p.directions, p.hidden}) {
+    if (size < 1 || size > kLargest) return "a size is out of range";
+  }
+  if (p.directions > kLargestGrid) return "too many directions";
+  if (p.directions * p.batch > kLargest || p.directions * cell.gates * p.hidden > kLargest) {
+    return "the sizes are too large for a persistent launch";
+  }
+  return nullptr;
+}
+
+const char* cut_error(const GpuProblem& p, const Device& device, Tier tier, const Cut& cut) {
+  const Shape s = shape_of(p, tier);
+  for (const int number : {cut.team, cut.units, cut.rows, cut.passes, cut.parts}) {
+    if (number < 1 || number > kLargestNumber) return "a number of the cut is out of range";
+  }
+  if (cut.units % (4 / s.element_bytes) != 0) return "units do not fill words of 4 bytes";
+  if (cut.rows % kColumnTile != 0 || cut.rows > kMostRows) {
+    return "rows must be a multiple of 8, at most 64";
+  }
+  if (cut.passes > 1 && tier != Tier::kGrid) return "several passes are for the grid tier";
+  const int64_t units = cut.units, all_units = units * cut.team, rows = cut.rows;
+  if (all_units < p.hidden) return "the team does not cover all hidden units";
+  if (all_units - units >= p.hidden) return "the team has a block without units";
+  if (slices_of(cut, p.batch) > kLargestGrid) return "the batch has too many slices";
+  if (slices_of(cut, p.batch) * cut.team * p.directions > kLargest) return "too many blocks";
+  // Each is less than what layout_of counts, and in range where that may not be.
+  const int64_t weights = s.gates * units * std::max(all_units, int64_t{kRowTile});
+  const int64_t values = std::max<int64_t>(cut.parts, cut.passes) * rows * units;
+  const int64_t exchanged = 2 * cut.passes * rows * s.gates * (all_units + kRowTile);
+  if (weights * s.element_bytes > device.shared_bytes || values * 4 > device.shared_bytes ||
+      exchanged > kLargest || layout_of(s, cut).bytes > device.shared_bytes) {
+    return "the block does not fit into shared memory";
+  }
+  const int depth = layout_of(s, cut).depth;
+  if (int64_t{cut.parts - 1} * part_depth(depth, cut.parts) >= depth) {
+    return "a part of the product is empty";
+  }
+  return nullptr;
+}
+
+const char* tier_error(const GpuProblem& p, const Device& device, Tier tier, const Cut& cut) {
+  if (tier == Tier::kBlock) return cut.team == 1 ? nullptr : "the block tier has teams of one";
+  if (cut.team < 2) return "a team has at least two blocks";
+  if (tier == Tier::kCluster) {
+    if (device.capability < 90) return "the device has no clusters";
+    return cut.team <= largest_cluster(device) ? nullptr : "the device has no such large clusters";
+  }
+  if (slices_of(cut, p.batch) * cut.team * p.directions > device.processors) {
+    return "the device does not hold all blocks at once";
+  }
+  return p.steps * cut.team <= kLargest ? nullptr : "too many steps for a counter";
+}
+
+// --- what it takes ------------------------------------------------------------------------------
+
+// Clocks of something that a block does: by itself, and those in which it keeps others of the same
+// processor from doing it.
+struct Work {
+  double alone, busy;
+};
+
+double clocks(const Work& work, int blocks) { return std::max(work.alone, blocks * work.busy); }
+
+// 16 loads of different rows and 4 of the same row, of 16 bytes a lane, to 64 multiplications.
+Work product_by_threads(const Device& device, const Cut& cut, const Layout& l, int threads) {
+  const double tiles = product_tiles(NumberKind::kFloat32, cut, l);
+  const double multiply = 64 * 32 / matrix_rate(NumberKind::kFloat32, device.capability);
+  const double rounds = tiles_of(static_cast<int>(tiles) * cut.parts, threads);
+  return {rounds * part_depth(l.depth, cut.parts) / 4 * (kSharedClocks + 64),
+          tiles / 32 * l.depth / 4 * std::max(multiply, 20.0)};
+}
+
+// A warp brings 16 rows of the weights and pairs of 8 columns for each instruction's depth.
+Work product_by_warps(NumberKind number, const Device& device, const Cut& cut, const Layout& l,
+                      int threads) {
+  const int tiles = product_tiles(number, cut, l), columns = rounded_up(cut.rows, 2 * kColumnTile);
+  const double row_tiles = l.gate_rows / kRowTile;
+  const double bytes = l.depth * element_bytes(number) * (tiles * kRowTile + row_tiles * columns);
+  const double products = double{1} * l.depth * l.gate_rows * columns;
+  const double rounds = tiles_of(tiles * cut.parts, threads / 32);
+  const int step = number == NumberKind::kTf32 ? 8 : 16;
+  return {
+      rounds * part_depth(l.depth, cut.parts) / step * (kMatrixClocks + kSharedClocks),
+      std::max(bytes / kSharedBytesPerClock, products / matrix_rate(number, device.capability))};
+}
+
+Work product_work(NumberKind number, const Device& device, const Cut& cut, const Layout& l,
+                  int threads) {
+  if (number == NumberKind::kFloat32) return product_by_threads(device, cut, l, threads);
+  return product_by_warps(number, device, cut, l, threads);
+}
+
+// The cell, and the parts of the sums that it adds up.
+Work pointwise_work(const Shape& s, const Cut& cut, const Layout& l, int threads) {
+  const double sums = (4 / s.element_bytes) * (s.backward ? 1 : s.gates) * cut.parts;
+  const double rounds = tiles_of(l.items, threads);
+  return {rounds * (kItemClocks + sums),
+          rounds * kItemClocks * kItemBusyShare + tiles_of(l.items, 32) * sums};
+}
+
+double exchange_us(Tier tier, const Shape& s, const Device& device, const Cut& cut, const Layout& l,
+                   int blocks) {
+  const double clock = clocks_per_us(device);
+  if (tier == Tier::kBlock) return 0;
+  if (tier == Tier::kCluster) {
+    const double words = tiles_of(l.items, 32) * (s.backward ? s.gates : 1);
+    return kClusterUs + words * cut.team * kStoreClocks / clock;
+  }
+  const double bytes = double{1} * cut.rows * cut.passes * l.columns * s.element_bytes;
+  const double read = std::max(bytes / kL2BytesPerClock / clock, blocks * bytes / kL2BytesPerUs);
+  return kFlagUs + (1 + cut.passes) * kL2Clocks / clock + read;
+}
+
+// Sets what follows from tier, cut and threads.
+void model_persistent(const GpuProblem& p, const Device& device, GpuPlan* plan) {
+  const Cut& cut = plan->cut;
+  const Shape s = shape_of(p, plan->tier);
+  const Layout l = layout_of(s, cut);
+  const int64_t teams = slices_of(cut, p.batch) * p.directions;
+  plan->blocks = static_cast<int>(teams * cut.team);
+  plan->shared_bytes = l.bytes;
+  plan->exchanges = cut.team > 1 ? 1 : 0;
+  int crowd = 1;  // blocks that share a processor
+  if (plan->tier == Tier::kBlock) {
+    const int wanted = tiles_of(plan->blocks, device.processors);
+    crowd = std::min(wanted, resident_blocks(device, l.bytes, plan->threads));
+    plan->waves = tiles_of(wanted, crowd);
+  } else if (plan->tier == Tier::kCluster) {
+    plan->waves = static_cast<int>(tiles_of(teams, resident_clusters(device, cut.team)));
+  } else {
+    plan->waves = 1;
+  }
+  // The sequence's own arrays are the same bytes in every tier, and left out.
+  const double clock = clocks_per_us(device);
+  const double pass = clocks(product_work(p.number, device, cut, l, plan->threads), crowd) +
+                      clocks(pointwise_work(s, cut, l, plan->threads), crowd);
+  plan->step_us = cut.passes * (kBarrierUs + pass / clock) +
+                  exchange_us(plan->tier, s, device, cut, l, plan->blocks);
+  const double weights = tiles_of(l.gate_rows * l.pitch, plan->threads);
+  const double launch = plan->tier == Tier::kGrid ? kCooperativeUs : kPersistentUs;
+  plan->sequence_us = launch + plan->waves * (weights * kWeightClocks / clock +
+                                              static_cast<double>(p.steps) * plan->step_us);
+}
+
+// One launch of the step tier: all blocks' slices of the depth, then the cell.
+double step_launch_us(const GpuProblem& p, const Device& device, double blocks, double columns,
+                      double depth) {
+  const double clock = clocks_per_us(device), processors = std::max(1, device.processors);
+  const double bytes = element_bytes(p.number);
+  const double rows = std::min<double>(kStepRows, static_cast<double>(p.batch));
+  const double slices = std::max(1.0, std::ceil(depth * bytes / kStepSliceBytes));
+  const double read = (rows + columns) * kStepSliceBytes;  // of a slice
+  const double rate = matrix_rate(p.number, device.capability);
+  const double multiply = std::ceil(rows / 16) * 16 * columns * kStepSliceBytes / bytes / rate;
+  const double crowd = std::min<double>(kStepResident, std::ceil(blocks / processors));
+  const double waves = std::ceil(blocks / (processors * crowd));
+  const double slice = std::max(kSliceClocks, crowd * std::max(read / kL2BytesPerClock, multiply));
+  const double own = waves * (2 * kL2Clocks + slices * slice + 4 * kItemClocks) / clock;
+  return kLaunchUs + std::max(own, blocks * slices * read / kL2BytesPerUs);
+}
+
+GpuPlan step_plan(const GpuProblem& p, const Device& device) {
+  const CellTraits& cell = traits_of(p.cell);
+  const bool one_plane = p.backward || cell.gates == 1;
+  const int units = one_plane ? 32 : 16;
+  GpuPlan plan{};
+  plan.tier = Tier::kStep;
+  plan.cut = {1, units, kStepRows, 1, 1};
+  plan.threads = kMostThreads;
+  plan.exchanges = cell.stages == 2 || p.projected || p.state != p.hidden ? 2 : 1;
+  const double gates = static_cast<double>(cell.gates), hidden = static_cast<double>(p.hidden);
+  const double blocks = std::ceil(static_cast<double>(p.batch) / kStepRows) *
+                        std::ceil(hidden / units) * static_cast<double>(p.directions);
+  plan.blocks = static_cast<int>(std::clamp<double>(blocks, 1, kLargest));
+  const double room = double{kStepResident} * std::max(1, device.processors);
+  plan.waves = static_cast<int>(std::ceil(plan.blocks / room));
+  const double columns = one_plane ? units : gates * units;
+  const double depth = p.backward ? gates * hidden : static_cast<double>(p.state);
+  plan.step_us = plan.exchanges * step_launch_us(p, device, plan.blocks, columns, depth);
+  plan.sequence_us = static_cast<double>(p.steps) * plan.step_us;
+  return plan;
+}
+
+// --- the search ---------------------------------------------------------------------------------
+
+struct Search {
+  const GpuProblem& problem;
+  const Device& device;
+  const Tier tier;
+  GpuPlan best{};
+  bool found = false;
+
+  // A cut with the depth in as many parts as are best.
+  void consider(Cut cut) {
+    const NumberKind number = problem.number;
+    cut.parts = 1;
+    if (cut_error(problem, device, tier, cut) || tier_error(problem, device, tier, cut)) return;
+    const Layout l = layout_of(shape_of(problem, tier), cut);
+    const bool by_threads = number == NumberKind::kFloat32;
+    const int tiles = product_tiles(number, cut, l), workers = by_threads ? kMostThreads : 8;
+    for (int parts = 1; parts == 1 || (parts - 1) * tiles < workers; ++parts) {
+      cut.parts = parts;
+      if (cut_error(problem, device, tier, cut)) continue;
+      const int wanted = std::max(l.items, tiles * parts * (by_threads ? 1 : 32));
+      GpuPlan plan{};
+      plan.tier = tier;
+      plan.cut = cut;
+      plan.threads = std::min(kMostThreads, rounded_up(wanted, 32));
+      model_persistent(problem, device, &plan);
+      if (found && plan.sequence_us >= best.sequence_us) continue;
+      found = true;
+      best = plan;
+    }
+  }
+
+  int word() const { return 4 / element_bytes(problem.number); }
+  int most_rows() const {
+    return static_cast<int>(std::min<int64_t>(kMostRows, tiles_of(problem.batch, 8) * 8));
+  }
+  // Of a block, where there are to be at most `team`.
+  int units_for(int team, int unit) const {
+    return rounded_up(tiles_of(static_cast<int>(problem.hidden), team), unit);
+  }
+  void consider_team(int units, int rows, int passes) {
+    consider({tiles_of(static_cast<int>(problem.hidden), units), units, rows, passes, 1});
+  }
+
+  void of_blocks(int rows) { consider_team(units_for(1, word()), rows, 1); }
+
+  void of_clusters(int rows) {
+    for (int team = 2; team <= largest_cluster(device); ++team) {
+      const int units = units_for(team, word());
+      if (tiles_of(static_cast<int>(problem.hidden), units) == team) consider_team(units, rows, 1);
+    }
+  }
+
+  // Slices in steps that grow with their number; teams as large as there is room for, halves of
+  // them, and those whose blocks fill tiles of the product.
+  void of_the_grid(int rows) {
+    const int64_t teams = device.processors / 2 / problem.directions;
+    const int64_t most = std::min(tiles_of(problem.batch, rows), teams);
+    int64_t last = 0;
+    for (int64_t slices = 1; slices <= most; slices += 1 + slices / 8) {
+      const int64_t passes = tiles_of(tiles_of(problem.batch, slices), rows);
+      if (passes > kMostPasses || passes == last) continue;
+      last = passes;
+      const int64_t filled_slices = tiles_of(problem.batch, rows * passes);
+      const int64_t room = device.processors / (problem.directions * filled_slices);
+      for (int team = static_cast<int>(room); team >= 2; team /= 2) {
+        const int units = units_for(team, word()), filled = units_for(team, kFilledUnits);
+        consider_team(units, rows, static_cast<int>(passes));
+        if (filled != units) consider_team(filled, rows, static_cast<int>(passes));
+      }
+    }
+  }
+
+  static constexpr int kFilledUnits = 4, kMostPasses = 1 << 12;
+};
+
+}  // namespace
+
+int element_bytes(NumberKind number) {
+  return number == NumberKind::kFloat32 || number == NumberKind::kTf32 ? 4 : 2;
+}
+
+// Looks at tier, cut and threads; all else follows from them.
+const char* plan_error(const GpuPlan& plan, const GpuProblem& problem, const Device& device) {
+  if (plan.tier == Tier::kStep) return nullptr;
+  if (const char* error = problem_error(problem, device)) return error;
+  if (plan.threads < 32 || plan.threads > kMostThreads || plan.threads % 32 != 0) {
+    return "threads must be a multiple of 32, at most 256";
+  }
+  if (const char* error = cut_error(problem, device, plan.tier, plan.cut)) return error;
+  return tier_error(problem, device, plan.tier, plan.cut);
+}
+
+bool plan_tier(Tier tier, const GpuProblem& problem, const Device& device, GpuPlan* plan) {
+  if (tier == Tier::kStep) {
+    *plan = step_plan(problem, device);
+    return true;
+  }
+  // Past these sizes no block holds the weights of a unit.
+  if (problem_error(problem, device) || problem.hidden > device.shared_bytes) return false;
+  Search search{problem, device, tier};
+  for (int rows = kColumnTile; rows <= search.most_rows(); rows += kColumnTile) {
+    if (tier == Tier::kBlock) search.of_blocks(rows);
+    if (tier == Tier::kCluster) search.of_clusters(rows);
+    if (tier == Tier::kGrid) search.of_the_grid(rows);
+  }
+  if (search.found) *plan = search.best;
+  return search.found;
+}
+
+GpuPlan plan_gpu(const GpuProblem& problem, const Device& device) {
+  GpuPlan best = step_plan(problem, device), plan;
+  for (const Tier tier : {Tier::kGrid, Tier::kCluster, Tier::kBlock}) {
+    if (!plan_tier(tier, problem, device, &plan)) continue;
+    if (plan.sequence_us <= best.sequence_us) best = plan;
+  }
+  return best;
+}
+
+}  // namespace bptt

@@ -1,0 +1,309 @@
+"""Are outputs and gradients of the CUDA kernels, simulated, those of the float64 reference?
+
+The kernels, their launches and the ops are those of a GPU, compiled for the CPU; threads run in an
+order that a seed decides, and copies and remote stores arrive as late as is allowed. Shapes are
+small, as threads are fibers. The bounds for each dtype stand in `cases.assert_close`.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import bptt
+from bptt import gpu
+from cases import ALL_CELLS, BF16, F16, F32, LSTMS, Case, call, check, make_inputs
+from cuda_tiers import TIERS, force_tier
+
+DTYPES = (F32, F16, BF16)
+MASKS = ("none", "lengths", "resets", "both")
+ONE_PRODUCT = tuple(cell for cell in ALL_CELLS if bptt.cells.CELLS[cell].stages == 1)
+PROCESSORS = 132
+
+
+def names(dtype):
+    return str(dtype).removeprefix("torch.")
+
+
+@pytest.fixture(autouse=True)
+def _settings():
+    """Full float32, and seed 1."""
+    before = torch.backends.cudnn.rnn.fp32_precision
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    torch.ops.bptt.simulate(1, PROCESSORS)
+    yield
+    torch.backends.cudnn.rnn.fp32_precision = before
+    torch.ops.bptt.simulate(1, PROCESSORS)
+
+
+@pytest.fixture
+def tier(request, monkeypatch):
+    force_tier(monkeypatch, request.param)
+    return request.param
+
+
+every_tier = pytest.mark.parametrize("tier", TIERS, indirect=True)
+
+
+@every_tier
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("cell", ONE_PRODUCT)
+def test_every_cell_and_dtype(cell, dtype, tier):
+    check(Case(cell, steps=4, directions=2, masks="both"), dtype, "cuda")
+
+
+@every_tier
+@pytest.mark.parametrize("cell", ONE_PRODUCT)
+def test_tf32_is_float32_with_rounder_products(cell, tier):
+    """What tensor cores drop of a factor is a 2048th of it, or twice that."""
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+    case = Case(cell, steps=4, directions=2, masks="both")
+    tensors = {n: t.float() if t is not None and t.is_floating_point() else t
+               for n, t in make_inputs(case).items()}  # fmt: skip
+    results = []
+    for backend in ("cuda", "cpu"):
+        x = tensors["x"].clone().requires_grad_()
+        with bptt.backend(backend):
+            y = call(case, {**tensors, "x": x})[0]
+        grad = torch.autograd.grad((y * tensors["loss_y"]).sum(), x)[0]
+        results.append((y.detach(), grad))
+    for left, right in zip(*results, strict=True):
+        inside = ~right.isnan()
+        error = (left - right)[inside].abs().max() / right[inside].abs().max()
+        assert 0 < error < 4e-3
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+def test_reset_before_the_product(dtype):
+    check(Case("gru_reset_before", steps=4, directions=2, masks="both"), dtype, "cuda")
+
+
+@pytest.mark.parametrize("proj", [1, 20])
+@pytest.mark.parametrize("cell", LSTMS)
+def test_projection(cell, proj):
+    check(Case(cell, steps=3, hidden=33, proj=proj, directions=2, masks="both"), F32, "cuda")
+
+
+@every_tier
+@pytest.mark.parametrize("cell", ["gru", "lstm_peephole", "rnn_tanh"])
+def test_recompute(cell, tier):
+    check(Case(cell, steps=4, directions=2, masks="both", recompute=True), BF16, "cuda")
+
+
+@every_tier
+@pytest.mark.parametrize("masks", MASKS)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_masks(cell, masks, tier):
+    check(Case(cell, masks=masks, directions=2), F32, "cuda")
+
+
+@every_tier
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"bias": False, "states": False},
+        {"batch_first": True, "strided": True, "masks": "both"},
+        {"layers": 2, "directions": 2, "steps": 3},
+        {"steps": 1, "batch": 1, "inputs": 1, "hidden": 1},
+        {"steps": 2, "batch": 17, "hidden": 17},
+        {"steps": 2, "batch": 33, "hidden": 70, "masks": "lengths"},
+        {"batch": 0},
+    ],
+    ids=lambda change: ",".join(f"{k}={v}" for k, v in change.items()),
+)
+@pytest.mark.parametrize(("cell", "dtype"), [("rnn_tanh", BF16), ("gru", F32), ("lstm", F16)])
+def test_options_and_edges(cell, dtype, change, tier):
+    check(replace(Case(cell), **change), dtype, "cuda")
+
+
+@pytest.mark.parametrize("seed", range(2, 6))
+@every_tier
+def test_any_order_of_threads_and_deliveries(tier, seed):
+    torch.ops.bptt.simulate(seed, PROCESSORS)
+    check(Case("lstm", steps=5, batch=20, hidden=20, directions=2, masks="both"), BF16, "cuda")
+
+
+@settings(max_examples=15)
+@given(
+    st.sampled_from(ALL_CELLS),
+    st.integers(1, 4),
+    st.integers(1, 20),
+    st.integers(1, 40),
+    st.sampled_from([1, 2]),
+    st.sampled_from(MASKS),
+    st.integers(0, 1000),
+)
+def test_any_problem_as_planned(cell, steps, batch, hidden, directions, masks, seed):
+    case = Case(cell, steps, batch, 3, hidden, directions, masks=masks, seed=seed)
+    check(case, F32, "cuda")
+
+
+@every_tier
+@pytest.mark.parametrize("cell", ["rnn_relu", "gru", "lstm"])
+def test_run_to_run(cell, tier):
+    """To the bit, in whatever order threads and blocks come."""
+    case = Case(cell, steps=3, batch=20, hidden=18, directions=2, masks="both")
+    tensors = {n: t.float() if t is not None and t.is_floating_point() else t
+               for n, t in make_inputs(case).items()}  # fmt: skip
+
+    def once(seed):
+        torch.ops.bptt.simulate(seed, PROCESSORS)
+        x = tensors["x"].clone().requires_grad_()
+        y = call(case, {**tensors, "x": x})[0]
+        return y.detach(), torch.autograd.grad((y * tensors["loss_y"]).sum(), x)[0]
+
+    with bptt.backend("cuda"):
+        runs = [once(seed) for seed in (1, 2)]
+    for left, right in zip(*runs, strict=True):
+        assert torch.equal(left.nan_to_num(7), right.nan_to_num(7))
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm_peephole"])
+def test_a_launch_without_room_takes_the_step_tier(cell, monkeypatch):
+    """Blocks of a cooperative launch that are not all on the device would wait for ever."""
+    force_tier(monkeypatch, "grid")
+    torch.ops.bptt.simulate(1, 3)
+    check(Case(cell, steps=3, hidden=20, directions=2, masks="both"), F32, "cuda")
+
+
+@pytest.mark.parametrize(
+    ("tier", "blocks"), [("block", 1), ("cluster", 2), ("cluster", 16), ("grid", 2), ("grid", 20)]
+)
+def test_exchanges_of_the_benchmark_deliver_what_was_sent(tier, blocks):
+    out = torch.zeros(blocks, dtype=torch.int32)
+    torch.ops.bptt.gpu_exchange(tier, 20, out)
+    assert out.tolist() == [20] * blocks
+
+
+@pytest.mark.parametrize(
+    ("tier", "rounds", "blocks", "message"),
+    [
+        ("step", 1, 1, "exchange nothing"),
+        ("cluster", 1, 17, "out must have 1 to 16 elements"),
+        ("grid", 0, 2, "rounds must be 1 to 1000000, got 0"),
+    ],
+)
+def test_bad_arguments_of_exchanges(tier, rounds, blocks, message):
+    with pytest.raises(RuntimeError, match=message):
+        torch.ops.bptt.gpu_exchange(tier, rounds, torch.zeros(blocks, dtype=torch.int32))
+
+
+# --- transforms take the same kernels -------------------------------------------------------------
+
+
+def test_per_sample_gradients_and_ensembles():
+    layer = bptt.GRU(3, 5, bidirectional=True)
+    weights = {name: tensor.detach() for name, tensor in layer.named_parameters()}
+    x = torch.randn(4, 2, 3)
+
+    def loss(weights, row):
+        return torch.func.functional_call(layer, weights, (row.unsqueeze(1),))[0].sum()
+
+    def all_gradients():
+        samples = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(weights, x)
+        models = {name: torch.stack([w, 2 * w]) for name, w in weights.items()}
+        ensemble = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None))(models, x[:, 0])
+        return [*samples.values(), *ensemble.values()]
+
+    with bptt.backend("cuda"):
+        ours = all_gradients()
+    with bptt.backend("reference"):
+        theirs = all_gradients()
+    for left, right in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def arguments(**changes):
+    """A call of the raw op, T=3, B=2, D=1, H=R=4, with some arguments changed."""
+    given = {
+        "backend": "cuda", "cell": "lstm", "gates_x": torch.randn(3, 2, 1, 4, 4), "x": None,
+        "w_ih": None, "b_ih": None, "w_hh": torch.randn(1, 16, 4), "b_hh": None, "w_hr": None,
+        "peephole": None, "h0": torch.randn(1, 2, 4), "c0": torch.randn(1, 2, 4),
+        "lengths": None, "resets": None, "reverse": [0], "keep": "gates",
+    }  # fmt: skip
+    return {**given, **changes}
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cell": "gruu"}, "cell must be one of rnn_tanh.* got .gruu"),
+        ({"gates_x": torch.zeros(3, 2, 1, 4, 5)}, r"gates_x must be \[T, B, D, G, H\] = "),
+        ({"w_hh": torch.zeros(1, 16, 4).double()}, "takes float32, float16 and bfloat16"),
+        ({"h0": torch.zeros(1, 3, 4)}, r"h0 must be \[D, B, R\] = \[1, 2, 4\], got \[1, 3, 4\]"),
+        ({"c0": None}, "c0 must be given"),
+        ({"lengths": torch.zeros(2)}, "lengths must have dtype torch.int64"),
+        ({"reverse": [0, 1]}, "reverse must have D = 1 flags, got 2"),
+        ({"h0": torch.zeros(1, 2, 4, device="meta")}, "h0 must be on cpu"),
+    ],
+)
+def test_bad_arguments_of_the_op(changes, message):
+    with pytest.raises(RuntimeError, match=f"bptt::recurrence_forward: .*{message}"):
+        gpu.forward(*arguments(**changes).values())
+
+
+def test_directions_that_repeat_no_pattern_are_refused():
+    many = {"gates_x": torch.randn(3, 2, 41, 4, 4), "w_hh": torch.randn(41, 16, 4),
+            "h0": torch.randn(41, 2, 4), "c0": torch.randn(41, 2, 4)}  # fmt: skip
+    with pytest.raises(RuntimeError, match="repeat a pattern of at most 24 directions"):
+        gpu.forward(*arguments(**many, reverse=[0] * 40 + [1]).values())
+    assert gpu.forward(*arguments(**many, reverse=[0, 1] * 20 + [0]).values())[0].isfinite().all()
+
+
+@pytest.mark.parametrize("tier", TIERS, indirect=True)
+@pytest.mark.parametrize("lengths", [[-5, 99], [3, 0]])
+def test_lengths_out_of_range_stay_inside_memory(lengths, tier):
+    """On a GPU nobody reads them beforehand; the simulator checks every address."""
+    given = arguments(lengths=torch.tensor(lengths))
+    outputs = gpu.forward(*given.values())
+    expected = gpu.forward(*{**given, "lengths": given["lengths"].clamp(0, 3)}.values())
+    assert torch.equal(outputs[0], expected[0]) and outputs[0].isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("plan", "message"),
+    [
+        ([0, 1, 4], "plan must be"),
+        ([9, 1, 4, 8, 1, 1, 64], "names no tier"),
+        ([0, 1, 4, 8, 1, -1, 64], "impossible number"),
+        ([0, 1, 3, 8, 1, 1, 64], "plan .*: "),
+        ([0, 1, 4, 7, 1, 1, 64], "plan .*: "),
+        ([0, 1, 4, 8, 2, 1, 64], "plan .*: "),
+        ([1, 17, 4, 8, 1, 1, 64], "plan .*: "),
+    ],
+)
+def test_impossible_plans_are_refused(plan, message, monkeypatch):
+    class Forced:
+        numbers = plan
+
+    monkeypatch.setattr(gpu, "plan_for", lambda *_: Forced)
+    with pytest.raises(RuntimeError, match=f"bptt::gpu_forward: .*{message}"):
+        gpu.forward(*arguments().values())
+
+
+# --- the choice -----------------------------------------------------------------------------------
+
+
+def test_auto_never_takes_the_simulator():
+    layer, x = bptt.LSTM(3, 4), torch.randn(200, 1, 3)
+    assert bptt.explain(layer, x).backend == "cpu"
+    with bptt.backend("cuda"):
+        text = str(bptt.explain(layer, x))
+    assert "forward block tier" in text and "us a step by the model" in text
+    with bptt.backend("cuda"):
+        text = str(bptt.explain(bptt.GRU(3, 700, reset_after=False), x))
+    assert "step tier, 2 launches per step" in text
+
+
+def test_float64_is_refused_with_its_reason():
+    layer, x = bptt.LSTM(3, 4).double(), torch.randn(2, 1, 3).double()
+    with (
+        bptt.backend("cuda"),
+        pytest.raises(RuntimeError, match=r"torch.float64 is not one of float32, float16"),
+    ):
+        layer(x)

@@ -56,7 +56,7 @@ build: $(STAMPS)/editable  ## the extension, in place
 simulator: $(STAMPS)/editable  ## CUDA kernels for a CPU: what tests/simulated runs
 	@$(BIN)/python setup.py --quiet build_simulator
 
-check-archs: $(STAMPS)/packages  ## CUDA kernels for every architecture: registers, spills
+check-archs: build  ## CUDA kernels for every architecture: registers, spills
 	@$(BIN)/python setup.py --quiet build_kernels
 	$(BIN)/python benchmarks/resources.py
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
+from functools import partial
 from pathlib import Path
 from statistics import quantiles
 from typing import Annotated, Any
@@ -29,6 +30,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import bptt
+from bptt import gpu
 
 ROOT = Path(__file__).resolve().parent.parent
 PRECISIONS = {
@@ -168,8 +170,44 @@ def persistent() -> Iterator[None]:
     """Triton's step tier in one launch."""
     from bptt.kernels import plan
 
-    with mock.patch.object(plan, "_ONE_LAUNCH", True):
+    with mock.patch.object(plan, "_ONE_LAUNCH", True), bptt.backend("triton"):
         yield
+
+
+@contextmanager
+def in_tier(tier: str) -> Iterator[None]:
+    """The cuda backend in one tier, whatever the model says; in its own choice for what cannot."""
+    planned = gpu.plan_for
+
+    def plan_for(cell: str, dtype: Any, sizes: Any, *rest: Any) -> gpu.Plan:
+        projected, backward, device = rest
+        number, limits = gpu.number_of(dtype), gpu.device_limits(device)
+        try:
+            return gpu.make_plan(cell, number, sizes, projected, backward, limits, tier)
+        except RuntimeError:
+            return planned(cell, dtype, sizes, *rest)
+
+    with mock.patch.object(gpu, "plan_for", plan_for), bptt.backend("cuda"):
+        yield
+
+
+def ways_of(ours: nn.RNNBase, x: Tensor, device: str) -> dict[str, Callable[[], Any]]:
+    """How bptt can run a layer, each under a context of its own; its own choices first."""
+    if device != "cuda":
+        backend = bptt.explain(ours, x).backend
+        return {backend: lambda: bptt.backend(backend)}
+    ways: dict[str, Callable[[], Any]] = {
+        name: partial(bptt.backend, name) for name in ("cuda", "triton")
+    }
+    with bptt.backend("cuda"):
+        kernel = bptt.explain(ours, x).kernel
+    for tier in gpu.TIERS:
+        if f"forward {tier} tier" not in kernel or f"backward {tier} tier" not in kernel:
+            ways[f"cuda {tier}"] = partial(in_tier, tier)
+    with bptt.backend("triton"):
+        if "step tier" in bptt.explain(ours, x).kernel:
+            ways["triton persistent"] = persistent
+    return ways
 
 
 def measure(row: Row, device: str) -> dict[str, Any]:
@@ -177,14 +215,15 @@ def measure(row: Row, device: str) -> dict[str, Any]:
     with precision_of(row):
         theirs, ours, double, x = layers_of(row, device)
         exact = call_of(double, x.double(), row.which)()
-        explained = bptt.explain(ours, x)
-        ways = [("torch", theirs, nullcontext), (explained.backend, ours, nullcontext)]
-        if "step tier" in explained.kernel and explained.backend == "triton":
-            ways.append(("triton persistent", ours, persistent))
+        kernels = {}
         providers: dict[str, dict[str, Any]] = {}
+        ways = {"torch": nullcontext, **ways_of(ours, x, device)}
         limit = float("inf")
-        for name, layer, context in ways:
+        for name, context in ways.items():
+            layer = theirs if name == "torch" else ours
             with context():
+                if name != "torch":
+                    kernels[name] = bptt.explain(ours, x).kernel
                 providers[name] = timed(call_of(layer, x, row.which), exact, limit, device)
             if name == "torch":
                 unit = 1e-3 if row.precision == "tf32" else torch.finfo(x.dtype).eps
@@ -195,7 +234,7 @@ def measure(row: Row, device: str) -> dict[str, Any]:
     return {
         **asdict(row),
         "cudnn_class": row.cudnn_class,
-        "kernel": explained.kernel,
+        "kernels": kernels,
         "providers": providers,
     }
 
@@ -261,6 +300,27 @@ def peaks() -> dict[str, float]:
     return answer
 
 
+def exchanges() -> dict[str, float]:
+    """Microseconds of an exchange among the blocks of a team, in each tier that has any."""
+    rounds, answer = 20_000, {}
+    teams = {"cluster": (2, 4, 8, 16), "grid": (2, 8, 32, 64, 132)}
+    for tier, sizes in {"block": (1,), **teams}.items():
+        for blocks in sizes:
+            name = f"us per exchange, {tier} of {blocks}"
+            out = torch.zeros(blocks, dtype=torch.int32, device="cuda")
+
+            def call(tier: str = tier, out: Tensor = out) -> None:
+                torch.ops.bptt.gpu_exchange(tier, rounds, out)
+
+            try:
+                call()
+                right = bool((out == rounds).all())
+                answer[name] = milliseconds(call, "cuda")[1] * 1e3 / rounds if right else -1.0
+            except RuntimeError as reason:  # a team that this device has no room for
+                print(f"{name}: {reason}")
+    return answer
+
+
 # --- the report -----------------------------------------------------------------------------------
 
 
@@ -311,6 +371,7 @@ def main(
         from bptt.kernels.no_driver import launch_cost
 
         result["figures"].update(peaks())
+        result["figures"].update(exchanges())
         result["figures"]["host us per launch of a step"] = launch_cost(device)
     hard = [Row(name, "fp16", *HARD, 1, which) for name in ("LSTM", "GRU") for which in PASSES]
     planned = [*hard, *grid(SHAPES)][:rows]

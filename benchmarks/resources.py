@@ -1,4 +1,4 @@
-"""What the compiled CUDA kernels take: registers and spills, as ptxas reports them.
+"""What the compiled CUDA kernels take: registers and spills, as ptxas reports them; and plans.
 
     make check-archs                    every architecture that a wheel has; writes the tables
     python benchmarks/resources.py      the same, from what was compiled last
@@ -15,6 +15,9 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from bptt import gpu
+from bptt.op_checks import Sizes
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = ROOT / "build" / "native" / "cuda"
@@ -93,8 +96,40 @@ def write(kernels: Sequence[Kernel], folder: Path = RESULTS) -> None:
         (folder / f"{arch}.md").write_text(head + table(rows) + "\n")
 
 
+# Capability, processors, bytes of shared memory of a block, MHz.
+DEVICES = {"H200": (90, 132, 232448, 1980), "A100": (80, 108, 166912, 1410)}
+
+
+def plans(device: tuple[int, ...]) -> str:
+    """A Markdown table of what the planner takes for layers of one direction, 512 steps."""
+    lines = ["| cell | number | H | B | forward | backward |", "|---|---|---|---|---|---|"]
+    for cell in ("lstm", "gru", "rnn_tanh"):
+        for number in ("bf16", "tf32"):
+            for hidden in (64, 128, 256, 512, 768, 1024, 2048):
+                for batch in (1, 16, 64, 256):
+                    sizes = Sizes(512, batch, 1, hidden, hidden)
+                    ways = [
+                        str(gpu.make_plan(cell, number, sizes, False, backward, device))
+                        for backward in (False, True)
+                    ]
+                    lines.append(f"| {cell} | {number} | {hidden} | {batch} | {' | '.join(ways)} |")
+    return "\n".join(lines)
+
+
+def write_plans(folder: Path = RESULTS) -> None:
+    """One file per device."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, device in DEVICES.items():
+        head = (
+            f"# Plans for an {name}\n\nMade by `make check-archs`. Times are the model's, of "
+            "`csrc/cuda/planner.cpp`; none has been measured yet.\n\n"
+        )
+        (folder / f"plans-{name}.md").write_text(head + plans(device) + "\n")
+
+
 def main() -> int:
     """Write the tables and name what spills."""
+    write_plans()
     paths = reports(every_architecture=True)
     if not paths:
         print("nothing was compiled for every architecture; run `make check-archs`")

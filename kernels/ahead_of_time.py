@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -242,11 +243,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Registers, spills, shared memory of each kernel.")
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--markdown", action="store_true", help="a table rather than JSON")
+    parser.add_argument("--every", type=int, default=1, help="2: every second variant, and so on")
     arguments = parser.parse_args()
     if arguments.markdown:
         print(f"Triton {triton.__version__}, {arguments.target}\n")
         print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
-    for variant in variants(CHIPS[arguments.target]):
+    for variant in islice(variants(CHIPS[arguments.target]), 0, None, arguments.every):
         row = measure(variant, arguments.target)
         if arguments.markdown:
             print(f"| {' | '.join(str(row[name]) for name in COLUMNS)} |", flush=True)

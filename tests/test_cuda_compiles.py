@@ -112,3 +112,10 @@ def test_the_table(kernels):
     assert resources.plain("void bptt::gpu::f<(bool)0, bptt::A<int>>(int, float*)") == (
         "f<0, A<int>>"
     )
+
+
+def test_the_table_of_plans():
+    import resources
+
+    text = resources.plans(resources.DEVICES["H200"])
+    assert "| lstm | bf16 | 64 | 1 | block tier" in text and "step tier, a launch per step" in text

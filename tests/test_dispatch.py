@@ -74,7 +74,9 @@ def test_backends_are_listed_in_order_with_reasons():
 @pytest.mark.parametrize("name", ["gpu", "CPU", "", None, 3])
 def test_an_unknown_backend_is_refused_with_the_names_there_are(name):
     with (
-        pytest.raises(ValueError, match=r"expected one of auto, cuda, triton, cpu, torch, reference, got"),
+        pytest.raises(
+            ValueError, match=r"expected one of auto, cuda, triton, cpu, torch, reference, got"
+        ),
         bptt.backend(name),
     ):
         pytest.fail("entered")
@@ -180,7 +182,10 @@ def test_an_empty_environment_variable_forces_nothing():
 @pytest.mark.parametrize(
     ("name", "error"),
     [
-        ("nope", "ValueError: BPTT_BACKEND: expected one of auto, cuda, triton, cpu, torch, reference"),
+        (
+            "nope",
+            "ValueError: BPTT_BACKEND: expected one of auto, cuda, triton, cpu, torch, reference",
+        ),
         ("triton", "RuntimeError: BPTT_BACKEND: backend 'triton' is not available"),
     ],
 )

@@ -22,10 +22,16 @@ REGISTERS = 255  # of a thread, on NVIDIA
 AMD_REGISTERS = 512
 
 
+# The one target whose every variant is compiled here; of the others every fifth, as all take a
+# quarter of an hour. The tables in benchmarks/results/triton-compiled have them all.
+WHOLE = "sm_90"
+
+
 def table(target):
     """The rows of a target."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bptt.kernels.ahead_of_time", target]
+    command += [] if target == WHOLE else ["--every", "5"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stderr.strip(), done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -33,9 +39,9 @@ def table(target):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("target", CHIPS)
-def test_every_variant_compiles_and_fits(target):
+def test_variants_compile_and_fit(target):
     rows = table(target)
-    assert len(rows) > 200
+    assert len(rows) > (300 if target == WHOLE else 60)
     assert {row["cell"] for row in rows} >= {"lstm", "gru", "gru_reset_before", "lstm_peephole"}
     most = AMD_REGISTERS if CHIPS[target].amd else REGISTERS
     for row in rows:

@@ -264,7 +264,7 @@ void pool_with_latecomer(int64_t n, Piece f, void* context) {
   std::vector<std::thread> threads;
   for (int64_t k = 0; k < n; ++k) {
     threads.emplace_back([=] {
-      if (k == 1) std::this_thread::sleep_for(std::chrono::milliseconds(30));
+      if (k == 1) std::this_thread::sleep_for(std::chrono::milliseconds(300));
       f(k, k + 1, context);
     });
   }

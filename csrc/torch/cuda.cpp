@@ -117,6 +117,9 @@ Call call_of(const char* op, const Text& cell_name, const Text& number, const Te
       problem_of(op, cell_name, number, {s.steps, s.batch, s.directions, s.hidden, s.state},
                  projected, backward);
   static_assert(sizeof(bool) == sizeof(char));
+  constexpr int64_t kMost = 65535;  // of a grid along z
+  STD_TORCH_CHECK(s.directions <= kMost, op, ": at most ", kMost, " directions, got ",
+                  s.directions);
   STD_TORCH_CHECK(
       direction_pattern(reinterpret_cast<const bool*>(call.reverse.data()), s.directions) != 0, op,
       ": reverse must repeat a pattern of at most 24 directions, got ", reverse.size(),

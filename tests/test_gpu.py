@@ -13,7 +13,7 @@ import torch
 import bptt
 import cuda_tiers
 import tiers
-from bptt import gpu
+from bptt import gpu, overlap
 from bptt.kernels import plan
 from cases import ALL_CELLS, BF16, F16, F32, LSTMS, Case, call, check, make_inputs
 
@@ -210,6 +210,25 @@ def test_streams_and_modules_at_once():
                     together.append(layer(x)[0])
             torch.cuda.synchronize()
             assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+@pytest.mark.parametrize("layer", [bptt.LSTM, bptt.GRU])
+def test_layers_at_once_give_what_layers_in_turn_give(layer, monkeypatch):
+    stack = layer(24, 128, 4, device="cuda")
+    x = torch.randn(300, 16, 24, device="cuda", requires_grad=True)
+    results = []
+    with bptt.backend("cuda"):
+        for chunk in ("0", "64"):
+            monkeypatch.setattr(overlap, "_CHUNK", chunk)
+            assert ("layers at once" in str(bptt.explain(stack, x))) == (chunk == "64")
+            for _ in range(3):
+                y = stack(x)[0]
+                grads = torch.autograd.grad(y.square().sum(), [x, *stack.parameters()])
+            results.append((y, grads))
+    (y, grads), (y_chunks, grads_chunks) = results
+    assert torch.equal(y, y_chunks)
+    for left, right in zip(grads, grads_chunks, strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-3)
 
 
 def test_new_steps_and_batch_compile_nothing():

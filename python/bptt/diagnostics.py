@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, gpu, measured, stack, vendor
+from . import dispatch, gpu, measured, overlap, stack, vendor
 from .cells import CELLS
 from .gradients import LoopInputs
 from .op_checks import Sizes
@@ -173,7 +173,12 @@ def _cuda_kernel(layer: Any, cell: str, input: Any, dtype: torch.dtype) -> str:
         gpu.plan_for(cell, dtype, sizes, projected, backward, input.data.device)
         for backward in (False, True)
     ]
-    return f"CUDA, all directions in one launch; forward {passes[0]}; backward {passes[1]}"
+    parts = [f"CUDA, all directions in one launch; forward {passes[0]}", f"backward {passes[1]}"]
+    like = input.data.new_empty(0, dtype=dtype)
+    chunk = overlap.chunk_steps(cell, layer.num_layers, sizes, like)
+    if chunk > 0:
+        parts.append(f"layers at once, each a chunk of {chunk} steps behind the one below")
+    return "; ".join(parts)
 
 
 def _triton_kernel(layer: Any, cell: str, input: Any, dtype: torch.dtype) -> str:

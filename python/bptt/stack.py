@@ -15,8 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops
+from . import ops, overlap
 from .checks import Call
+from .op_checks import Sizes
 
 _REVERSE = {1: (False,), 2: (False, True)}
 
@@ -49,37 +50,46 @@ def run(
     reverse = _REVERSE[directions]
     h0s = (h0,) if layers == 1 else h0.split(directions)
     c0s = (None,) * layers if c0 is None else (c0,) if layers == 1 else c0.split(directions)
-    hidden: list[Tensor] = []
-    cells: list[Tensor | None] = []
-    output: Any = x
-    for layer in range(layers):
-        start = layer * directions * count
-        w_ih, w_hh, b_ih, b_hh, w_hr, peephole = _stacked(call, weights, start)
+    states = list(zip(h0s, c0s, strict=True))
+    stacked = [_stacked(call, weights, layer * directions * count) for layer in range(layers)]
+
+    def run_layer(layer: int, piece: overlap.Slice, state: overlap.State) -> Any:
+        w_ih, w_hh, b_ih, b_hh, w_hr, peephole = stacked[layer]
         y, h_n, c_n = ops.recurrence(
             call.cell,
-            output,
+            piece.x,
             w_ih,
             w_hh,
             b_ih,
             b_hh,
             w_hr,
             peephole,
-            h0s[layer],
-            c0s[layer],
-            lengths,
-            resets,
+            *state,
+            piece.lengths,
+            piece.resets,
             reverse,
             call.recompute,
         )
-        hidden.append(h_n)
-        cells.append(c_n)
         last = layer == layers - 1
         output = _merge(y, call.merge_mode, last)
         if call.dropout > 0 and not last:
             output = F.dropout(output, call.dropout, True)
+        return output, (h_n, c_n)
+
+    hidden = stacked[0][1].shape[1] // call.gates
+    sizes = Sizes(x.shape[0], x.shape[1], directions, hidden, h0.shape[-1])
+    chunk = overlap.chunk_steps(call.cell, layers, sizes, x)
+    if chunk > 0:
+        output, states = overlap.run(run_layer, overlap.Slice(x, lengths, resets), states, chunk)
+    else:
+        output = x
+        for layer in range(layers):
+            piece = overlap.Slice(output, lengths, resets)
+            output, states[layer] = run_layer(layer, piece, states[layer])
+    h_n, c_n = zip(*states, strict=True)
     if layers == 1:
-        return output, hidden[0], cells[0]
-    return output, torch.cat(hidden), None if c0 is None else torch.cat(cells)  # type: ignore[arg-type]
+        return output, h_n[0], c_n[0]
+    return output, torch.cat(h_n), None if c0 is None else torch.cat(c_n)
 
 
 def _stacked(call: Call, weights: Sequence[Tensor], start: int) -> list[Any]:

@@ -51,15 +51,22 @@ every_tier = pytest.mark.parametrize("tier", TIERS, indirect=True)
 @pytest.mark.parametrize("dtype", DTYPES, ids=names)
 @pytest.mark.parametrize("cell", ONE_PRODUCT)
 def test_every_cell_and_dtype(cell, dtype, tier):
-    check(Case(cell, steps=4, directions=2, masks="both"), dtype, "cuda")
+    for seed in (1, 2, 3):
+        torch.ops.bptt.simulate(seed, PROCESSORS)
+        case = Case(cell, steps=4, directions=2, masks="both", seed=seed)
+        check(case, dtype, "cuda")
 
 
 @every_tier
-@pytest.mark.parametrize("cell", ONE_PRODUCT)
-def test_tf32_is_float32_with_rounder_products(cell, tier):
+@pytest.mark.parametrize(
+    "case",
+    [*(Case(cell, 4, directions=2, masks="both") for cell in ALL_CELLS),
+     Case("lstm", 4, hidden=33, proj=20, directions=2, masks="both")],
+    ids=lambda case: f"{case.cell}-{case.proj}",
+)  # fmt: skip
+def test_tf32_is_float32_with_rounder_products(case, tier):
     """What tensor cores drop of a factor is a 2048th of it, or twice that."""
     torch.backends.cudnn.rnn.fp32_precision = "tf32"
-    case = Case(cell, steps=4, directions=2, masks="both")
     tensors = {n: t.float() if t is not None and t.is_floating_point() else t
                for n, t in make_inputs(case).items()}  # fmt: skip
     results = []
@@ -80,10 +87,11 @@ def test_reset_before_the_product(dtype):
     check(Case("gru_reset_before", steps=4, directions=2, masks="both"), dtype, "cuda")
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
 @pytest.mark.parametrize("proj", [1, 20])
 @pytest.mark.parametrize("cell", LSTMS)
-def test_projection(cell, proj):
-    check(Case(cell, steps=3, hidden=33, proj=proj, directions=2, masks="both"), F32, "cuda")
+def test_projection(cell, proj, dtype):
+    check(Case(cell, steps=3, hidden=33, proj=proj, directions=2, masks="both"), dtype, "cuda")
 
 
 @every_tier

@@ -244,11 +244,16 @@ def main() -> None:
     parser.add_argument("target", choices=TARGETS)
     parser.add_argument("--markdown", action="store_true", help="a table rather than JSON")
     parser.add_argument("--every", type=int, default=1, help="2: every second variant, and so on")
+    parser.add_argument(
+        "--first", type=int, default=0, help="how many variants to leave out before"
+    )
     arguments = parser.parse_args()
     if arguments.markdown:
         print(f"Triton {triton.__version__}, {arguments.target}\n")
         print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
-    for variant in islice(variants(CHIPS[arguments.target]), 0, None, arguments.every):
+    for variant in islice(
+        variants(CHIPS[arguments.target]), arguments.first, None, arguments.every
+    ):
         row = measure(variant, arguments.target)
         if arguments.markdown:
             print(f"| {' | '.join(str(row[name]) for name in COLUMNS)} |", flush=True)

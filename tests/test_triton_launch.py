@@ -21,7 +21,7 @@ from bptt.kernels.no_driver import NoDriver
 T, B = 5, 40
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")  # what Triton has compiled stays with the driver it was loaded by
 def the_driver(tmp_path_factory):
     return NoDriver(tmp_path_factory.mktemp("driver"))
 

@@ -29,12 +29,6 @@ auto with_number(NumberKind number, F f) {
   return f.template operator()<HalfNumber<Bf16>>();
 }
 
-inline SizeArgs size_args(const Sizes& s, const Inputs& in) {
-  return {static_cast<int>(s.steps),      static_cast<int>(s.batch),
-          static_cast<int>(s.directions), static_cast<int>(s.hidden),
-          static_cast<int>(s.state),      direction_pattern(in.reverse, s.directions)};
-}
-
 template <class T>
 View<const T> input(const void* data, int64_t count) {
   return {static_cast<const T*>(data), data == nullptr ? 0 : count};
@@ -63,20 +57,28 @@ struct Counts {
 };
 
 template <class Cell, class S>
+InputArgs<S> input_args(const Sizes& s, const Inputs& in, const Counts<Cell>& n) {
+  const SizeArgs sizes = {
+      static_cast<int>(s.steps),      static_cast<int>(s.batch),
+      static_cast<int>(s.directions), static_cast<int>(s.hidden),
+      static_cast<int>(s.state),      direction_pattern(in.reverse, s.directions)};
+  return {sizes,
+          input<S>(in.w_hh, n.weights),
+          input<S>(in.w_hr, n.projection),
+          input<S>(in.peephole, n.peepholes),
+          input<S>(in.h0, n.states),
+          input<S>(in.c0, n.cell_states),
+          input<int64_t>(in.lengths, s.batch),
+          input<uint8_t>(in.resets, s.steps * s.batch)};
+}
+
+template <class Cell, class S>
 ForwardArgs<S> forward_args(const ForwardParams& p) {
   const Counts<Cell> n(p.sizes);
-  const int64_t masks = p.sizes.steps * p.sizes.batch;
-  return {size_args(p.sizes, p.in),
+  return {input_args<Cell, S>(p.sizes, p.in, n),
           input<S>(p.gates_x, n.gates),
           input<S>(p.b_ih, n.biases),
-          input<S>(p.in.w_hh, n.weights),
           input<S>(p.b_hh, n.biases),
-          input<S>(p.in.w_hr, n.projection),
-          input<S>(p.in.peephole, n.peepholes),
-          input<S>(p.in.h0, n.states),
-          input<S>(p.in.c0, n.cell_states),
-          input<int64_t>(p.in.lengths, p.sizes.batch),
-          input<uint8_t>(p.in.resets, masks),
           output<S>(p.y, n.history),
           output<S>(p.h_n, n.states),
           output<S>(p.c_n, n.cell_states),
@@ -87,21 +89,13 @@ ForwardArgs<S> forward_args(const ForwardParams& p) {
 template <class Cell, class S>
 BackwardArgs<S> backward_args(const BackwardParams& p) {
   const Counts<Cell> n(p.sizes);
-  const int64_t masks = p.sizes.steps * p.sizes.batch;
-  return {size_args(p.sizes, p.in),
+  return {input_args<Cell, S>(p.sizes, p.in, n),
           input<S>(p.dy, n.history),
           input<S>(p.dh_n, n.states),
           input<S>(p.dc_n, n.cell_states),
           input<S>(p.y, n.history),
           input<S>(p.saved, n.saved),
           input<float>(p.cells, n.units),
-          input<S>(p.in.w_hh, n.weights),
-          input<S>(p.in.w_hr, n.projection),
-          input<S>(p.in.peephole, n.peepholes),
-          input<S>(p.in.h0, n.states),
-          input<S>(p.in.c0, n.cell_states),
-          input<int64_t>(p.in.lengths, p.sizes.batch),
-          input<uint8_t>(p.in.resets, masks),
           output<S>(p.dgates_x, n.gates),
           output<S>(p.dgates_h, n.gates),
           output<S>(p.dh0, n.states),

@@ -136,16 +136,7 @@ def _triton_absent() -> str | None:
 
 
 def _triton_supports(problem: Problem) -> str | None:
-    if problem.device == "cpu" and _TRITON_INTERPRETED:
-        if forced_backend() != "triton":
-            return "triton: its interpreter is for tests, and runs only where it is forced"
-    elif problem.device != "cuda":
-        return f"triton: tensors are on {problem.device}, it takes CUDA tensors"
-    if problem.dtype not in _GPU_DTYPES:
-        return f"triton: {problem.dtype} is not one of float32, float16, bfloat16"
-    if problem.composite is not None:
-        return f"triton: {problem.composite}"
-    return None
+    return _gpu_supports("triton", "interpreter", problem)
 
 
 def _triton_detail() -> str:
@@ -177,17 +168,22 @@ def _cuda_absent() -> str | None:
     return None
 
 
-def _cuda_supports(problem: Problem) -> str | None:
-    if problem.device == "cpu" and _SIMULATOR:
-        if forced_backend() != "cuda":
-            return "cuda: its simulator is for tests, and runs only where it is forced"
+def _gpu_supports(name: str, emulator: str, problem: Problem) -> str | None:
+    """Why a GPU backend cannot take a problem; its emulator is what runs its kernels on a CPU."""
+    if problem.device == "cpu" and name in emulated_backends():
+        if forced_backend() != name:
+            return f"{name}: its {emulator} is for tests, and runs only where it is forced"
     elif problem.device != "cuda":
-        return f"cuda: tensors are on {problem.device}, it takes CUDA tensors"
+        return f"{name}: tensors are on {problem.device}, it takes CUDA tensors"
     if problem.dtype not in _GPU_DTYPES:
-        return f"cuda: {problem.dtype} is not one of float32, float16, bfloat16"
+        return f"{name}: {problem.dtype} is not one of float32, float16, bfloat16"
     if problem.composite is not None:
-        return f"cuda: {problem.composite}"
+        return f"{name}: {problem.composite}"
     return None
+
+
+def _cuda_supports(problem: Problem) -> str | None:
+    return _gpu_supports("cuda", "simulator", problem)
 
 
 def _cuda_detail() -> str:

@@ -14,17 +14,22 @@ from hypothesis import strategies as st
 
 import bptt
 from bptt import gpu
-from cases import ALL_CELLS, BF16, F16, F32, LSTMS, Case, call, check, make_inputs
+from cases import ALL_CELLS, BF16, F16, F32, LSTMS, Case, call, check
 from cuda_tiers import TIERS, force_tier
+from emulated import (
+    BAD_ARGUMENTS,
+    EDGES,
+    MASKS,
+    arguments,
+    change_name,
+    dtype_name,
+    float_inputs,
+    transformed_gradients,
+)
 
 DTYPES = (F32, F16, BF16)
-MASKS = ("none", "lengths", "resets", "both")
 ONE_PRODUCT = tuple(cell for cell in ALL_CELLS if bptt.cells.CELLS[cell].stages == 1)
 PROCESSORS = 132
-
-
-def names(dtype):
-    return str(dtype).removeprefix("torch.")
 
 
 @pytest.fixture(autouse=True)
@@ -48,7 +53,7 @@ every_tier = pytest.mark.parametrize("tier", TIERS, indirect=True)
 
 
 @every_tier
-@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("cell", ONE_PRODUCT)
 def test_every_cell_and_dtype(cell, dtype, tier):
     for seed in (1, 2, 3):
@@ -67,8 +72,7 @@ def test_every_cell_and_dtype(cell, dtype, tier):
 def test_tf32_is_float32_with_rounder_products(case, tier):
     """What tensor cores drop of a factor is a 2048th of it, or twice that."""
     torch.backends.cudnn.rnn.fp32_precision = "tf32"
-    tensors = {n: t.float() if t is not None and t.is_floating_point() else t
-               for n, t in make_inputs(case).items()}  # fmt: skip
+    tensors = float_inputs(case)
     results = []
     for backend in ("cuda", "cpu"):
         x = tensors["x"].clone().requires_grad_()
@@ -82,12 +86,12 @@ def test_tf32_is_float32_with_rounder_products(case, tier):
         assert 0 < error < 4e-3
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_reset_before_the_product(dtype):
     check(Case("gru_reset_before", steps=4, directions=2, masks="both"), dtype, "cuda")
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 @pytest.mark.parametrize("proj", [1, 20])
 @pytest.mark.parametrize("cell", LSTMS)
 def test_projection(cell, proj, dtype):
@@ -108,19 +112,7 @@ def test_masks(cell, masks, tier):
 
 
 @every_tier
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"bias": False, "states": False},
-        {"batch_first": True, "strided": True, "masks": "both"},
-        {"layers": 2, "directions": 2, "steps": 3},
-        {"steps": 1, "batch": 1, "inputs": 1, "hidden": 1},
-        {"steps": 2, "batch": 17, "hidden": 17},
-        {"steps": 2, "batch": 33, "hidden": 70, "masks": "lengths"},
-        {"batch": 0},
-    ],
-    ids=lambda change: ",".join(f"{k}={v}" for k, v in change.items()),
-)
+@pytest.mark.parametrize("change", [*EDGES, {"steps": 2, "hidden": 70}], ids=change_name)
 @pytest.mark.parametrize(("cell", "dtype"), [("rnn_tanh", BF16), ("gru", F32), ("lstm", F16)])
 def test_options_and_edges(cell, dtype, change, tier):
     check(replace(Case(cell), **change), dtype, "cuda")
@@ -153,8 +145,7 @@ def test_any_problem_as_planned(cell, steps, batch, hidden, directions, masks, s
 def test_run_to_run(cell, tier):
     """To the bit, in whatever order threads and blocks come."""
     case = Case(cell, steps=3, batch=20, hidden=18, directions=2, masks="both")
-    tensors = {n: t.float() if t is not None and t.is_floating_point() else t
-               for n, t in make_inputs(case).items()}  # fmt: skip
+    tensors = float_inputs(case)
 
     def once(seed):
         torch.ops.bptt.simulate(seed, PROCESSORS)
@@ -202,23 +193,7 @@ def test_bad_arguments_of_exchanges(tier, rounds, blocks, message):
 
 
 def test_per_sample_gradients_and_ensembles():
-    layer = bptt.GRU(3, 5, bidirectional=True)
-    weights = {name: tensor.detach() for name, tensor in layer.named_parameters()}
-    x = torch.randn(4, 2, 3)
-
-    def loss(weights, row):
-        return torch.func.functional_call(layer, weights, (row.unsqueeze(1),))[0].sum()
-
-    def all_gradients():
-        samples = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 1))(weights, x)
-        models = {name: torch.stack([w, 2 * w]) for name, w in weights.items()}
-        ensemble = torch.func.vmap(torch.func.grad(loss), in_dims=(0, None))(models, x[:, 0])
-        return [*samples.values(), *ensemble.values()]
-
-    with bptt.backend("cuda"):
-        ours = all_gradients()
-    with bptt.backend("reference"):
-        theirs = all_gradients()
+    ours, theirs = transformed_gradients("cuda"), transformed_gradients("reference")
     for left, right in zip(ours, theirs, strict=True):
         torch.testing.assert_close(left, right, rtol=1e-4, atol=1e-5)
 
@@ -226,48 +201,29 @@ def test_per_sample_gradients_and_ensembles():
 # --- bad input ------------------------------------------------------------------------------------
 
 
-def arguments(**changes):
-    """A call of the raw op, T=3, B=2, D=1, H=R=4, with some arguments changed."""
-    given = {
-        "backend": "cuda", "cell": "lstm", "gates_x": torch.randn(3, 2, 1, 4, 4), "x": None,
-        "w_ih": None, "b_ih": None, "w_hh": torch.randn(1, 16, 4), "b_hh": None, "w_hr": None,
-        "peephole": None, "h0": torch.randn(1, 2, 4), "c0": torch.randn(1, 2, 4),
-        "lengths": None, "resets": None, "reverse": [0], "keep": "gates",
-    }  # fmt: skip
-    return {**given, **changes}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"cell": "gruu"}, "cell must be one of rnn_tanh.* got .gruu"),
-        ({"gates_x": torch.zeros(3, 2, 1, 4, 5)}, r"gates_x must be \[T, B, D, G, H\] = "),
-        ({"w_hh": torch.zeros(1, 16, 4).double()}, "takes float32, float16 and bfloat16"),
-        ({"h0": torch.zeros(1, 3, 4)}, r"h0 must be \[D, B, R\] = \[1, 2, 4\], got \[1, 3, 4\]"),
-        ({"c0": None}, "c0 must be given"),
-        ({"lengths": torch.zeros(2)}, "lengths must have dtype torch.int64"),
-        ({"reverse": [0, 1]}, "reverse must have D = 1 flags, got 2"),
-        ({"h0": torch.zeros(1, 2, 4, device="meta")}, "h0 must be on cpu"),
-    ],
-)
+@pytest.mark.parametrize(("changes", "message"), BAD_ARGUMENTS)
 def test_bad_arguments_of_the_op(changes, message):
     with pytest.raises(RuntimeError, match=f"bptt::recurrence_forward: .*{message}"):
-        gpu.forward(*arguments(**changes).values())
+        gpu.forward(*arguments("cuda", **changes).values())
 
 
 def test_directions_that_repeat_no_pattern_are_refused():
     many = {"gates_x": torch.randn(3, 2, 41, 4, 4), "w_hh": torch.randn(41, 16, 4),
             "h0": torch.randn(41, 2, 4), "c0": torch.randn(41, 2, 4)}  # fmt: skip
     with pytest.raises(RuntimeError, match="repeat a pattern of at most 24 directions"):
-        gpu.forward(*arguments(**many, reverse=[0] * 40 + [1]).values())
-    assert gpu.forward(*arguments(**many, reverse=[0, 1] * 20 + [0]).values())[0].isfinite().all()
+        gpu.forward(*arguments("cuda", **many, reverse=[0] * 40 + [1]).values())
+    assert (
+        gpu.forward(*arguments("cuda", **many, reverse=[0, 1] * 20 + [0]).values())[0]
+        .isfinite()
+        .all()
+    )
 
 
 @pytest.mark.parametrize("tier", TIERS, indirect=True)
 @pytest.mark.parametrize("lengths", [[-5, 99], [3, 0]])
 def test_lengths_out_of_range_stay_inside_memory(lengths, tier):
     """On a GPU nobody reads them beforehand; the simulator checks every address."""
-    given = arguments(lengths=torch.tensor(lengths))
+    given = arguments("cuda", lengths=torch.tensor(lengths))
     outputs = gpu.forward(*given.values())
     expected = gpu.forward(*{**given, "lengths": given["lengths"].clamp(0, 3)}.values())
     assert torch.equal(outputs[0], expected[0]) and outputs[0].isfinite().all()
@@ -291,7 +247,7 @@ def test_impossible_plans_are_refused(plan, message, monkeypatch):
 
     monkeypatch.setattr(gpu, "plan_for", lambda *_: Forced)
     with pytest.raises(RuntimeError, match=f"bptt::gpu_forward: .*{message}"):
-        gpu.forward(*arguments().values())
+        gpu.forward(*arguments("cuda").values())
 
 
 # --- the choice -----------------------------------------------------------------------------------

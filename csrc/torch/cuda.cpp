@@ -11,6 +11,7 @@
 #include "../simulator/machine.h"
 #define BPTT_GPU_KEY CPU
 #else
+#include <torch/csrc/stable/accelerator.h>
 #define BPTT_GPU_KEY CUDA
 // Only torch with CUDA has it.
 extern "C" __attribute__((weak)) AOTITorchError aoti_torch_get_current_cuda_stream(int32_t device,
@@ -161,6 +162,16 @@ void* stream_of(const char* op, int64_t device) {
   return stream;
 }
 
+#if defined(BPTT_SIMULATOR)
+struct OnDevice {
+  explicit OnDevice(int64_t) {}
+};
+#else
+// The CUDA runtime in this library and torch's share a thread's current context: torch's guard puts
+// it back where it was.
+using OnDevice = torch::stable::accelerator::DeviceGuard;
+#endif
+
 int64_t device_index(const Tensor& tensor) {
   return tensor.is_cpu() ? 0 : tensor.get_device_index();
 }
@@ -200,6 +211,7 @@ void forward(Text cell, Text number, std::vector<int64_t> plan, Tensor gates_x, 
       c.made(saved.has_value(), "saved", saved, {T, B, D, c.cell.saved, H}),
       {},
       c.made(has_c && cells.has_value(), "cells", cells, {T, B, D, H}, ScalarType::Float)};
+  const OnDevice guard(device_index(w_hh));
   Tensor scratch;
   const GpuCall call = launch_of(c, plan, &scratch);
   check_call(kForward, gpu_forward(call, params));
@@ -235,6 +247,7 @@ void backward(Text cell, Text number, std::vector<int64_t> plan, MaybeTensor dy,
                                      {B, D, c.cell.peepholes * H}, ScalarType::Float),
                               c.made(two_products, "operand", operand, {T, B, D, H}),
                               c.made(w_hr.has_value(), "dh", dh, history)};
+  const OnDevice guard(device_index(w_hh));
   Tensor scratch;
   const GpuCall call = launch_of(c, plan, &scratch);
   check_call(kBackward, gpu_backward(call, params));
@@ -252,6 +265,7 @@ void exchange(Text tier_name, int64_t rounds, Tensor out) {
   STD_TORCH_CHECK(rounds >= 1 && rounds <= 1000000, kOp, ": rounds must be 1 to 1000000, got ",
                   rounds);
   const int64_t index = device_index(out);
+  const OnDevice guard(index);
   const Tensor scratch = torch::stable::new_empty(out, {1 << 20}, ScalarType::Byte);
   check_call(kOp,
              gpu_exchange(tier, static_cast<int>(index), static_cast<int>(out.numel()),

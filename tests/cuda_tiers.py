@@ -5,7 +5,9 @@ from dataclasses import replace
 from bptt import gpu
 from bptt.cells import CELLS
 
-TIERS = gpu.TIERS
+# A name that ends in "held" wants weights in registers where they fit; full float32 ones never do.
+HELD = ("block held", "cluster held", "grid held")
+TIERS = (*gpu.TIERS, *HELD)
 
 
 def force_tier(monkeypatch, tier):
@@ -13,6 +15,7 @@ def force_tier(monkeypatch, tier):
 
     In the grid tier 16 sequences in two passes, in the block tier all units.
     """
+    tier, _, held = tier.partition(" ")
 
     def plan(cell, dtype, sizes, projected, backward, device):
         number = gpu.number_of(dtype)
@@ -30,7 +33,12 @@ def force_tier(monkeypatch, tier):
             return planned
         passes = 2 if tier == "grid" else 1
         depth = units * team * (len(CELLS[cell].gates) if backward else 1)
-        cut = {"team": team, "units": units, "rows": 8, "passes": passes}
-        return replace(planned, tier=tier, **cut, parts=2 if depth > 64 else 1, threads=64, waves=1)
+        parts = 2 if depth > 64 else 1
+        rows = units * (1 if backward else len(CELLS[cell].gates))
+        warps = parts * (1 if rows <= 8 else -(-rows // 16))  # if they hold the weights
+        cut = {"team": team, "units": units, "rows": 8, "passes": passes, "parts": parts}
+        if held and warps <= 8 and number != "fp32":
+            return replace(planned, tier=tier, **cut, held=1, threads=max(64, 32 * warps), waves=1)
+        return replace(planned, tier=tier, **cut, held=0, threads=64, waves=1)
 
     monkeypatch.setattr(gpu, "plan_for", plan)

@@ -23,7 +23,7 @@ DEVICES = {
 }
 BYTES = {"fp32": 4, "tf32": 4, "fp16": 2, "bf16": 2}
 TIERS = ("block", "cluster", "grid", "step")
-CUT = ("team", "units", "rows", "passes", "parts", "threads")
+CUT = ("team", "units", "rows", "passes", "parts", "held", "threads")
 
 
 def question(
@@ -55,22 +55,36 @@ def rounded_up(a, b):
     return ceil(a, b) * b
 
 
+def weight_rows(plan, cell, backward):
+    """Rows of a block's weights as matrix instructions take them, 8 from registers or 16."""
+    rows = plan["units"] * (1 if backward else len(CELLS[cell].gates))
+    return 8 if plan["held"] and rows <= 8 else rounded_up(rows, 16)
+
+
+def part_depth(plan, cell, number, backward):
+    columns = plan["team"] * plan["units"] * (len(CELLS[cell].gates) if backward else 1)
+    return rounded_up(ceil(rounded_up(columns, 64 // BYTES[number]), plan["parts"]), 64)
+
+
 def shared_bytes(plan, cell, number, backward):
     """What a block keeps in shared memory, counted array by array."""
     spec, size = CELLS[cell], BYTES[number]
+    weights = weight_rows(plan, cell, backward)
     gates, word = len(spec.gates), 4 // size
     units, rows, all_rows = plan["units"], plan["rows"], plan["rows"] * plan["passes"]
     columns = plan["team"] * units * (gates if backward else 1)
     pitch = rounded_up(columns, 64 // size) + 16 // size
-    weight_rows = rounded_up(units if backward else gates * units, 16)
     fetched = gates
     if backward:  # saved values, dy, and two states of which cell states are float
         fetched = len(spec.saved) + 1 + 2 * (word if len(spec.states) == 2 else 1)
     carried = len(spec.states) + (len(spec.peepholes) if backward else 0)
+    sums = plan["parts"] * rows * (weights + 4) * 4
+    if plan["held"]:  # four instructions' depth of what registers get lies in their place at first
+        sums = max(sums, plan["parts"] * weights * (4 * 32 * (16 // min(weights, 16)) + 16))
     arrays = [
-        weight_rows * pitch * size,
+        0 if plan["held"] else weights * pitch * size,
         (1 if plan["tier"] == "grid" else 2) * rows * pitch * size,
-        plan["parts"] * rows * (weight_rows + 4) * 4,
+        sums,
         carried * all_rows * units * 4,
         fetched * all_rows * units // word * 4,
     ]
@@ -88,11 +102,15 @@ def assert_cut(p, cell, number, batch, hidden, backward):
     gates = len(CELLS[cell].gates)
     columns = p["team"] * p["units"] * (gates if backward else 1)
     depth = rounded_up(columns, 64 // BYTES[number])
-    part = rounded_up(ceil(depth, p["parts"]), 64)
+    part = part_depth(p, cell, number, backward)
     assert part * (p["parts"] - 1) < depth <= part * p["parts"]
-    if number != "fp32":  # the least that occupies all warps, or less
-        tiles = rounded_up(p["units"] if backward else gates * p["units"], 16) // 16
-        assert p["parts"] == 1 or (p["parts"] - 1) * tiles * ceil(p["rows"], 32) < 8
+    rows = weight_rows(p, cell, backward)
+    if p["held"]:  # in 128 registers of each thread
+        assert number != "fp32"
+        assert ceil(rows, 16) * p["parts"] * 32 <= p["threads"]
+        assert min(rows, 16) * part * BYTES[number] <= 128 * 32 * 4
+    elif number != "fp32":  # the least that occupies all warps, or less
+        assert p["parts"] == 1 or (p["parts"] - 1) * rows // 16 * ceil(p["rows"], 32) < 8
 
 
 def assert_residency(p, device, teams):
@@ -208,6 +226,8 @@ def test_a_damaged_plan_is_refused(problem, data):
         {"threads": 0},
         {"threads": p["threads"] + 1},
         {"threads": 288},
+        {"held": 2},
+        {"held": -1},
         {"tier": "block" if p["tier"] != "block" else "grid"},
         {"tier": "block" if p["tier"] != "block" else "cluster"},
     ]
@@ -215,6 +235,13 @@ def test_a_damaged_plan_is_refused(problem, data):
         damages.append({"units": p["units"] + 1})
     if p["tier"] != "grid":
         damages.append({"passes": 2})
+    if problem["number"] == "fp32":
+        damages.append({"held": 1})
+    if p["held"]:
+        damages.append({"parts": 9})
+        holders = ceil(weight_rows(p, problem["cell"], problem["backward"]), 16) * p["parts"]
+        if holders > 1:
+            damages.append({"threads": 32 * (holders - 1)})
     for damage in damages:
         assert error_of({**p, **damage}, **problem) is not None, damage
 
@@ -230,7 +257,8 @@ def test_a_damaged_plan_is_refused(problem, data):
         ({"hidden": 128}, "without units"),
         ({"hidden": 0}, "out of range"),
         ({"directions": 65536}, "directions"),
-        ({"device": (90, 132, 32 * 1024, 1980)}, "shared memory"),
+        ({"device": (90, 132, 8 * 1024, 1980)}, "shared memory"),
+        ({"number": "fp32"}, "registers"),
     ],
 )
 def test_a_plan_for_another_problem_is_refused(changes, message):

@@ -1,4 +1,4 @@
-// Backpropagation through time with the recurrent weights in shared memory: forward.cuh's mirror.
+// Backpropagation through time with the recurrent weights on chip: forward.cuh's mirror.
 //
 // In each step a block turns the gradients of its own units into gradients of their gates and hands
 // those to its team. The product of all units' gate gradients with its part of the transposed
@@ -11,9 +11,9 @@
 
 namespace bptt::gpu {
 
-template <class Cell, class Number, template <class> class Team>
-struct BackwardBlock : PersistentBlock<Cell, Number, Team, true> {
-  using Base = PersistentBlock<Cell, Number, Team, true>;
+template <class Cell, class Number, template <class> class Team, template <class> class Weights>
+struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
+  using Base = PersistentBlock<Cell, Number, Team, Weights, true>;
   using S = typename Number::Storage;
   using Base::cut, Base::layout, Base::sizes, Base::direction, Base::unit0, Base::stage, Base::team;
   static constexpr int kGates = Cell::kGates, kPerWord = Base::kPerWord;
@@ -30,23 +30,21 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, true> {
       : Base(p, cut, exchange), p(p) {}
 
   // Row u holds what unit u of every gate is multiplied with; a gate's columns are all units.
-  __device__ void load_weights() const {
-    const int H = sizes.hidden, all_units = layout.columns / kGates;
-    for (int item = threadIdx.x; item < layout.gate_rows * layout.pitch; item += blockDim.x) {
-      // Neighbouring threads take neighbouring units, which is how they lie in memory.
-      const int row = item % layout.gate_rows, column = item / layout.gate_rows;
+  __device__ void load_weights() {
+    this->weights.template load<true>([&](int row, int column) {
+      const int H = sizes.hidden, all_units = layout.columns / kGates;
       const int gate = column / all_units, k = column % all_units, unit = unit0 + row;
       const bool inside = row < cut.units && gate < kGates && unit < H && k < H;
       const int64_t place = ((int64_t{direction} * kGates + gate) * H + k) * H + unit;
-      this->weights.at(row, column) = inside ? Number::operand(p.w_hh[place]) : Number::zero();
-    }
+      return inside ? Number::operand(p.w_hh[place]) : Number::zero();
+    });
   }
 
   // Calls body(row, unit of the block, place in [D, B, H]) for all that a thread owns.
   template <class Body>
   __device__ void for_units(Body body) const {
     this->for_all_items([&](int, int row, int first) {
-      for (int j = 0; j < this->valid(first) && this->has_row(row); ++j) {
+      for (int j = 0; j < this->valid(first); ++j) {
         body(row, first + j, this->lane(row) * sizes.hidden + unit0 + first + j);
       }
     });
@@ -77,7 +75,6 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, true> {
   __device__ void fetch(int step) const {
     const int64_t t = time_of(step), H = sizes.hidden;
     this->for_all_items([&](int item, int row, int first) {
-      if (!this->has_row(row)) return;
       const int valid = this->valid(first);
       const int64_t at = this->at(t, row), units = at * H + unit0 + first;
       BPTT_UNROLL
@@ -164,24 +161,24 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, true> {
   // The product of the publication before, for the rows of a pass.
   __device__ void multiply(int step, int pass) {
     const Tile<S> dgates = team.operand(step - 1, pass);
-    product<Number>(this->weights, dgates, layout.gate_rows, cut.rows, layout.depth, this->sums);
+    this->weights.multiply(dgates);
     sync_block();
   }
 
   __device__ void step(int step) {
     const int64_t t = time_of(step);
     const int all_units = layout.columns / kGates;
-    for (int pass = 0; pass < cut.passes; ++pass) {
+    for (int pass = 0; pass < this->passes(); ++pass) {
       if (step > 0) multiply(step, pass);
       wait_for_copies<0>();
       this->for_items(pass, [&](int item, int row, int first) {
         const int b = this->row0 + row;
-        const bool active = b < sizes.batch && t < length(row);
+        const bool active = t < length(row);
         const bool keep = active && (!p.resets || p.resets[t * sizes.batch + b] == 0);
         float dgates[kGates][kPerWord] = {};
         BPTT_UNROLL
         for (int j = 0; j < kPerWord; ++j) {
-          if (b >= sizes.batch || j >= this->valid(first)) continue;
+          if (j >= this->valid(first)) continue;
           float dh = this->state(0, row, first + j), sent[kGates];
           if (step > 0) dh += this->sums.total(first + j, row % cut.rows);
           unit(t, item, row, first, j, active, keep, dh, sent);
@@ -197,10 +194,10 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, true> {
   }
 
   __device__ void end() {
-    for (int pass = 0; pass < cut.passes; ++pass) {
+    for (int pass = 0; pass < this->passes(); ++pass) {
       multiply(sizes.steps, pass);
       this->for_items(pass, [&](int, int row, int first) {
-        for (int j = 0; j < this->valid(first) && this->has_row(row); ++j) {
+        for (int j = 0; j < this->valid(first); ++j) {
           const int u = first + j;
           const int64_t place = this->lane(row) * sizes.hidden + unit0 + u;
           const float dh = this->state(0, row, u) + this->sums.total(u, row % cut.rows);
@@ -217,11 +214,11 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, true> {
   }
 };
 
-template <class Cell, class Number, template <class> class Team>
+template <class Cell, class Number, template <class> class Team, template <class> class Weights>
 __global__ void __launch_bounds__(kThreads, 1)
     recurrence_backward(BackwardArgs<typename Number::Storage> p, Cut cut, ExchangeArgs exchange) {
   if constexpr (Team<typename Number::Storage>::kAvailable) {
-    BackwardBlock<Cell, Number, Team> block(p, cut, exchange);
+    BackwardBlock<Cell, Number, Team, Weights> block(p, cut, exchange);
     block.load_weights();
     block.begin();
     block.team.start();

@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                  shared_memory() + layout.team,
                  cut.rows,
                  1,
+                 cut.rows,
                  layout.columns,
                  layout.pitch,
                  exchange.words,

@@ -1,4 +1,4 @@
-// The forward pass with the recurrent weights in shared memory for the whole sequence.
+// The forward pass with the recurrent weights on chip for the whole sequence.
 //
 // In each step a block multiplies its weights with the hidden state of all units, runs the cell for
 // its own, and hands its part of the new hidden state to the blocks of its team. R = H.
@@ -8,9 +8,9 @@
 
 namespace bptt::gpu {
 
-template <class Cell, class Number, template <class> class Team>
-struct ForwardBlock : PersistentBlock<Cell, Number, Team, false> {
-  using Base = PersistentBlock<Cell, Number, Team, false>;
+template <class Cell, class Number, template <class> class Team, template <class> class Weights>
+struct ForwardBlock : PersistentBlock<Cell, Number, Team, Weights, false> {
+  using Base = PersistentBlock<Cell, Number, Team, Weights, false>;
   using S = typename Number::Storage;
   using Base::cut, Base::layout, Base::sizes, Base::direction, Base::unit0, Base::stage, Base::team;
   static constexpr int kGates = Cell::kGates, kPerWord = Base::kPerWord;
@@ -21,15 +21,13 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, false> {
       : Base(p, cut, exchange), p(p) {}
 
   // Weights of gate g and unit u in row g * units + u; zeros past the last unit, gate and column.
-  __device__ void load_weights() const {
-    const int H = sizes.hidden;
-    for (int item = threadIdx.x; item < layout.gate_rows * layout.pitch; item += blockDim.x) {
-      const int row = item / layout.pitch, k = item % layout.pitch;
-      const int gate = row / cut.units, unit = unit0 + row % cut.units;
+  __device__ void load_weights() {
+    this->weights.template load<false>([&](int row, int k) {
+      const int H = sizes.hidden, gate = row / cut.units, unit = unit0 + row % cut.units;
       const bool inside = gate < kGates && unit < H && k < H;
       const int64_t place = ((int64_t{direction} * kGates + gate) * H + unit) * H + k;
-      this->weights.at(row, k) = inside ? Number::operand(p.w_hh[place]) : Number::zero();
-    }
+      return inside ? Number::operand(p.w_hh[place]) : Number::zero();
+    });
   }
 
   // The states at the start, and the hidden one to the team as publication 0.
@@ -38,7 +36,7 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, false> {
       float h[kPerWord];
       BPTT_UNROLL
       for (int j = 0; j < kPerWord; ++j) {
-        const bool inside = this->has_row(row) && j < this->valid(first);
+        const bool inside = j < this->valid(first);
         const int64_t place = this->lane(row) * sizes.hidden + unit0 + first + j;
         this->state(0, row, first + j) = h[j] = inside ? Number::widen(p.h0[place]) : 0;
         if constexpr (Cell::kStates == 2) {
@@ -57,7 +55,6 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, false> {
   __device__ void fetch(int step) const {
     const int64_t t = time_of(step);
     this->for_all_items([&](int item, int row, int first) {
-      if (!this->has_row(row)) return;
       const int64_t place = this->at(t, row) * kGates * sizes.hidden + unit0 + first;
       BPTT_UNROLL
       for (int g = 0; g < kGates; ++g) {
@@ -105,19 +102,19 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, false> {
 
   __device__ void step(int step) {
     const int64_t t = time_of(step);
-    for (int pass = 0; pass < cut.passes; ++pass) {
+    for (int pass = 0; pass < this->passes(); ++pass) {
       const Tile<S> hidden = team.operand(step, pass);
-      product<Number>(this->weights, hidden, layout.gate_rows, cut.rows, layout.depth, this->sums);
+      this->weights.multiply(hidden);
       wait_for_copies<0>();
       sync_block();
       this->for_items(pass, [&](int item, int row, int first) {
         const int b = this->row0 + row;
-        const bool active = b < sizes.batch && (!p.lengths || t < p.lengths[b]);
+        const bool active = !p.lengths || t < p.lengths[b];
         const bool keep = active && (!p.resets || p.resets[t * sizes.batch + b] == 0);
         float h[kPerWord] = {};
         BPTT_UNROLL
         for (int j = 0; j < kPerWord; ++j) {
-          if (b >= sizes.batch || j >= this->valid(first)) continue;
+          if (j >= this->valid(first)) continue;
           h[j] = unit(t, item, row, first, j, active, keep);
         }
         // Nobody waits for what the last step would publish.
@@ -128,7 +125,7 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, false> {
 
   __device__ void end() const {
     this->for_all_items([&](int, int row, int first) {
-      for (int j = 0; j < this->valid(first) && this->has_row(row); ++j) {
+      for (int j = 0; j < this->valid(first); ++j) {
         const int64_t place = this->lane(row) * sizes.hidden + unit0 + first + j;
         p.h_n[place] = Number::narrow(this->state(0, row, first + j));
         if constexpr (Cell::kStates == 2) {
@@ -139,11 +136,11 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, false> {
   }
 };
 
-template <class Cell, class Number, template <class> class Team>
+template <class Cell, class Number, template <class> class Team, template <class> class Weights>
 __global__ void __launch_bounds__(kThreads, 1)
     recurrence_forward(ForwardArgs<typename Number::Storage> p, Cut cut, ExchangeArgs exchange) {
   if constexpr (Team<typename Number::Storage>::kAvailable) {
-    ForwardBlock<Cell, Number, Team> block(p, cut, exchange);
+    ForwardBlock<Cell, Number, Team, Weights> block(p, cut, exchange);
     block.load_weights();
     block.team.start();
     block.begin();

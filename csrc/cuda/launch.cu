@@ -57,7 +57,7 @@ const char* gpu_exchange(Tier tier, int device, int blocks, int rounds, uint32_t
                          void* scratch, void* stream) {
   if (const char* error = gpu::use_device(device)) return error;
   const bool grid = tier == Tier::kGrid;
-  const Cut cut = {tier == Tier::kBlock ? 1 : blocks, 8, 8, 1, 1};
+  const Cut cut = {tier == Tier::kBlock ? 1 : blocks, 8, 8, 1, 1, 0};
   const Layout layout = layout_of(gpu::exchange_shape(grid), cut);
   gpu::LaunchConfig config;
   config.grid.x = cut.team;

@@ -148,22 +148,43 @@ cudaError_t launch_persistent(const char* name, PersistentKernel<Args> kernel, c
   return launch(name, kernel, config, args, cut, exchange);
 }
 
-template <class Cell, class Number>
+template <class Cell, class Number, template <class> class Weights>
 auto forward_kernel(Tier tier) -> PersistentKernel<ForwardArgs<typename Number::Storage>> {
+  if (tier == Tier::kBlock) return recurrence_forward<Cell, Number, BlockTeam, Weights>;
+  if (tier == Tier::kCluster) return recurrence_forward<Cell, Number, ClusterTeam, Weights>;
+  return recurrence_forward<Cell, Number, GridTeam, Weights>;
+}
+
+template <class Cell, class Number, template <class> class Weights>
+auto backward_kernel(Tier tier) -> PersistentKernel<BackwardArgs<typename Number::Storage>> {
+  if (tier == Tier::kBlock) return recurrence_backward<Cell, Number, BlockTeam, Weights>;
+  if (tier == Tier::kCluster) return recurrence_backward<Cell, Number, ClusterTeam, Weights>;
+  return recurrence_backward<Cell, Number, GridTeam, Weights>;
+}
+
+// Null where there is none: the step tier, and what plan_error refuses.
+template <class Cell, class Number>
+auto forward_kernel(const GpuPlan& plan)
+    -> PersistentKernel<ForwardArgs<typename Number::Storage>> {
   if constexpr (Cell::kStages == 1) {
-    if (tier == Tier::kBlock) return recurrence_forward<Cell, Number, BlockTeam>;
-    if (tier == Tier::kCluster) return recurrence_forward<Cell, Number, ClusterTeam>;
-    if (tier == Tier::kGrid) return recurrence_forward<Cell, Number, GridTeam>;
+    if (plan.tier == Tier::kStep) return nullptr;
+    if (!plan.cut.held) return forward_kernel<Cell, Number, SharedWeights>(plan.tier);
+    if constexpr (HeldWeights<Number>::kAvailable) {
+      return forward_kernel<Cell, Number, HeldWeights>(plan.tier);
+    }
   }
   return nullptr;
 }
 
 template <class Cell, class Number>
-auto backward_kernel(Tier tier) -> PersistentKernel<BackwardArgs<typename Number::Storage>> {
+auto backward_kernel(const GpuPlan& plan)
+    -> PersistentKernel<BackwardArgs<typename Number::Storage>> {
   if constexpr (Cell::kStages == 1) {
-    if (tier == Tier::kBlock) return recurrence_backward<Cell, Number, BlockTeam>;
-    if (tier == Tier::kCluster) return recurrence_backward<Cell, Number, ClusterTeam>;
-    if (tier == Tier::kGrid) return recurrence_backward<Cell, Number, GridTeam>;
+    if (plan.tier == Tier::kStep) return nullptr;
+    if (!plan.cut.held) return backward_kernel<Cell, Number, SharedWeights>(plan.tier);
+    if constexpr (HeldWeights<Number>::kAvailable) {
+      return backward_kernel<Cell, Number, HeldWeights>(plan.tier);
+    }
   }
   return nullptr;
 }
@@ -191,7 +212,7 @@ template <class Cell>
 const char* CellLaunch<Cell>::forward(const GpuCall& call, const ForwardParams& params) {
   return gpu::with_number(call.number, [&]<class Number>() {
     const auto args = gpu::forward_args<Cell, typename Number::Storage>(params);
-    if (const auto kernel = gpu::forward_kernel<Cell, Number>(call.plan.tier)) {
+    if (const auto kernel = gpu::forward_kernel<Cell, Number>(call.plan)) {
       const Shape shape = gpu::shape_of<Cell, Number>(false, call.plan.tier == Tier::kGrid);
       const auto status = gpu::launch_persistent("recurrence_forward", kernel, shape, call, args);
       if (!gpu::lacks_room(status)) return gpu::error_text(status);
@@ -204,7 +225,7 @@ template <class Cell>
 const char* CellLaunch<Cell>::backward(const GpuCall& call, const BackwardParams& params) {
   return gpu::with_number(call.number, [&]<class Number>() {
     const auto args = gpu::backward_args<Cell, typename Number::Storage>(params);
-    if (const auto kernel = gpu::backward_kernel<Cell, Number>(call.plan.tier)) {
+    if (const auto kernel = gpu::backward_kernel<Cell, Number>(call.plan)) {
       const Shape shape = gpu::shape_of<Cell, Number>(true, call.plan.tier == Tier::kGrid);
       const auto status = gpu::launch_persistent("recurrence_backward", kernel, shape, call, args);
       if (!gpu::lacks_room(status)) return gpu::error_text(status);

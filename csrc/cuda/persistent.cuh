@@ -1,10 +1,11 @@
-// What both passes share where weights stay in shared memory for the whole sequence: a block's
+// What both passes share where weights stay on chip for the whole sequence: a block's
 // place in the problem, its memory, and the loop over what its threads own.
 #pragma once
 
 #include "../cells/cell.h"
 #include "args.cuh"
 #include "team.cuh"
+#include "weights.cuh"
 
 namespace bptt::gpu {
 
@@ -85,19 +86,14 @@ __device__ uint32_t packed(const float* values) {
   return word;
 }
 
-// One element of a carried array: a direction's row of the batch and a hidden unit.
-struct Place {
-  int64_t lane;  // direction * B + b
-  int unit;
-};
-
 template <class Cell, class Number>
 __host__ __device__ constexpr Shape shape_of(bool backward, bool grid) {
   constexpr int kBytes = sizeof(typename Number::Storage);
   return {Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kPeep, kBytes, backward, grid};
 }
 
-template <class Cell, class Number, template <class> class Team, bool kBackward>
+template <class Cell, class Number, template <class> class Team, template <class> class Weights,
+          bool kBackward>
 struct PersistentBlock {
   static_assert(Cell::kStages == 1, "one exchange a step");
   using S = typename Number::Storage;
@@ -106,9 +102,9 @@ struct PersistentBlock {
   const SizeArgs sizes;
   const Cut cut;
   const Layout layout;
-  const int direction, unit0, row0;
+  const int direction, unit0, row0, rows;  // as many rows as there are
   const bool backwards;
-  Tile<S> weights;
+  Weights<Number> weights;
   Sums sums;
   View<float> states;  // planes of [passes * rows, units]
   Stage<S> stage;
@@ -121,11 +117,15 @@ struct PersistentBlock {
         direction(blockIdx.z),
         unit0(blockIdx.x * cut.units),
         row0(blockIdx.y * cut.rows * cut.passes),
+        rows(smaller(cut.rows * cut.passes, sizes.batch - row0)),
         backwards(runs_backwards(sizes.pattern, direction)) {
     const int pitch = layout.pitch, buffers = Team<S>::kGrid ? 1 : 2;
-    weights = {part<S>(layout.weights, layout.gate_rows * pitch), pitch};
     sums = {part<float>(layout.sums, cut.parts * cut.rows * layout.sums_pitch), cut.parts, cut.rows,
             layout.sums_pitch};
+    weights.cut = cut;
+    weights.layout = layout;
+    weights.sums = sums;
+    weights.tile = weight_tile();
     states = part<float>(layout.states, (layout.stage - layout.states) / 4);
     stage = {part<uint32_t>(layout.stage, staged_planes(shape()) * cut.passes * layout.items),
              cut.passes * layout.items};
@@ -136,12 +136,22 @@ struct PersistentBlock {
         shared_memory() + layout.team,
         cut.rows,
         cut.passes,
+        rows,
         layout.columns,
         pitch,
         Team<S>::kGrid ? exchange.words.slice(int64_t{own} * words, words) : View<uint32_t>(),
         Team<S>::kGrid ? exchange.counters.slice(own, 1) : View<uint32_t>()};
     for (int item = threadIdx.x; item < buffers * cut.rows * pitch; item += blockDim.x) {
       team.memory.shared[item] = Number::zero();
+    }
+  }
+
+  __device__ Tile<S> weight_tile() const {
+    if constexpr (!Weights<Number>::kHeld) {
+      return {part<S>(layout.weights, layout.gate_rows * layout.pitch), layout.pitch};
+    } else {
+      const int pitch = pitch_of(layout.loaded, sizeof(S));
+      return {part<S>(layout.sums, cut.parts * layout.gate_rows * pitch), pitch};
     }
   }
 
@@ -155,24 +165,25 @@ struct PersistentBlock {
   }
 
   // What a thread owns of a pass: body(item, row, first), a word of units from `first` on of a row.
-  // An item belongs to the same thread in every step.
+  // An item belongs to the same thread in every step. Rows past the batch's end are left out.
   template <class Body>
   __device__ void for_items(int pass, Body body) const {
     const int width = cut.units / kPerWord;
-    for (int k = threadIdx.x; k < layout.items; k += blockDim.x) {
+    const int items = smaller(cut.rows, rows - pass * cut.rows) * width;
+    for (int k = threadIdx.x; k < items; k += blockDim.x) {
       body(pass * layout.items + k, pass * cut.rows + k / width, k % width * kPerWord);
     }
   }
   template <class Body>
   __device__ void for_all_items(Body body) const {
-    for (int pass = 0; pass < cut.passes; ++pass) for_items(pass, body);
+    for (int pass = 0; pass < passes(); ++pass) for_items(pass, body);
   }
+  __device__ int passes() const { return (rows + cut.rows - 1) / cut.rows; }
 
   __device__ int valid(int first) const {  // units of a word that there are
     const int left = sizes.hidden - (unit0 + first);
     return left < 0 ? 0 : left < kPerWord ? left : kPerWord;
   }
-  __device__ bool has_row(int row) const { return row0 + row < sizes.batch; }
   __device__ float& state(int plane, int row, int unit) const {
     return states[(plane * cut.passes * cut.rows + row) * cut.units + unit];
   }

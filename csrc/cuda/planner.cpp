@@ -9,9 +9,12 @@ namespace bptt {
 namespace {
 
 constexpr int64_t kLargest = INT32_MAX, kLargestGrid = 65535;  // of a launch, but for blocks in x
-constexpr int kLargestNumber = 1 << 20;                        // of a cut, and bytes of a block
-constexpr int kMostRows = 64, kMostThreads = 256, kLargestTeam = 16, kPortableTeam = 8;
-constexpr int kPartUnit = 64;  // the depth of a part is a multiple of this, see product()
+constexpr const char* kNoRoom = "the block does not fit into shared memory";
+constexpr const char* kNoRegisters = "the block's registers do not hold the weights";
+constexpr int kLargestNumber = 1 << 20;  // of a cut, and bytes of a block
+constexpr int kMostWarps = 8, kMostRows = 64, kMostThreads = 32 * kMostWarps, kLargestTeam = 16,
+              kPortableTeam = 8;
+constexpr int kHeldBytes = kMostWarps * 32 * kHeldSteps * 16;  // of registers, for weights
 
 // --- the model's constants ----------------------------------------------------------------------
 //
@@ -27,6 +30,7 @@ constexpr double kL2BytesPerUs = 5.5e6;  // that all get together [assumed]
 constexpr double kSharedBytesPerClock = 128;  // [limit]
 constexpr double kSharedClocks = 30;          // latency of shared memory [assumed]
 constexpr double kMatrixClocks = 24;          // latency of a matrix instruction [quoted]
+constexpr double kChains = 2;                 // of them at a time, with weights in registers
 constexpr double kHopperMatrixShare = 0.63;   // of the peak, by mma.sync [quoted]
 constexpr double kStoreClocks = 4;            // a warp's words to one block of a cluster [assumed]
 constexpr double kItemClocks = 200;           // of a thread for a word of the cell [assumed]
@@ -36,6 +40,7 @@ constexpr double kLaunchUs = 2;               // from launch to launch in a stre
 constexpr double kPersistentUs = 5;           // to launch, and to end [assumed]
 constexpr double kCooperativeUs = 10;         // the same with cleared counters [assumed]
 constexpr int kThreadsInRoom = 512;           // of a processor, with 128 registers each [assumed]
+constexpr int kHeldThreadsInRoom = 256;       // with weights in registers, 255 each [limit]
 constexpr int kReservedBytes = 1024;          // of shared memory, for each block [limit]
 constexpr int kGroup = 18;  // processors among which a cluster finds room, at most [quoted]
 constexpr int kUsualMhz = 1500;
@@ -89,18 +94,22 @@ int64_t slices_of(const Cut& cut, int64_t batch) {
   return tiles_of(batch, int64_t{cut.rows} * cut.passes);
 }
 
-int part_depth(int depth, int parts) { return rounded_up(tiles_of(depth, parts), kPartUnit); }
-
 // A warp of the product takes 16 rows and 32 columns, a thread 4 and 4.
 int product_tiles(NumberKind number, const Cut& cut, const Layout& l) {
   if (number == NumberKind::kFloat32) return l.gate_rows / 4 * (cut.rows / 4);
   return l.gate_rows / kRowTile * tiles_of(cut.rows, 4 * kColumnTile);
 }
 
+// Warps that hold the weights, where registers do.
+int holders(const Cut& cut, const Layout& l) {
+  return l.gate_rows / held_rows(l.gate_rows) * cut.parts;
+}
+
 // Blocks that a processor has room for.
-int resident_blocks(const Device& device, int shared_bytes, int threads) {
+int resident_blocks(const Device& device, const Cut& cut, int shared_bytes, int threads) {
   const int by_memory = (device.shared_bytes + kReservedBytes) / (shared_bytes + kReservedBytes);
-  return std::max(1, std::min(by_memory, kThreadsInRoom / threads));
+  const int room = cut.held ? kHeldThreadsInRoom : kThreadsInRoom;
+  return std::max(1, std::min(by_memory, room / threads));
 }
 
 // Clusters that the device has room for, with a block on a processor. One is left out: of eight
@@ -135,11 +144,13 @@ const char* problem_error(const GpuProblem& p, const Device& device) {
   return nullptr;
 }
 
-const char* cut_error(const GpuProblem& p, const Device& device, Tier tier, const Cut& cut) {
+// What can be said without counting bytes, and that they can be counted.
+const char* count_error(const GpuProblem& p, const Device& device, Tier tier, const Cut& cut) {
   const Shape s = shape_of(p, tier);
   for (const int number : {cut.team, cut.units, cut.rows, cut.passes, cut.parts}) {
     if (number < 1 || number > kLargestNumber) return "a number of the cut is out of range";
   }
+  if (cut.held != 0 && cut.held != 1) return "held is neither 0 nor 1";
   if (cut.units % (4 / s.element_bytes) != 0) return "units do not fill words of 4 bytes";
   if (cut.rows % kColumnTile != 0 || cut.rows > kMostRows) {
     return "rows must be a multiple of 8, at most 64";
@@ -154,15 +165,22 @@ const char* cut_error(const GpuProblem& p, const Device& device, Tier tier, cons
   const int64_t weights = s.gates * units * std::max(all_units, int64_t{kRowTile});
   const int64_t values = std::max<int64_t>(cut.parts, cut.passes) * rows * units;
   const int64_t exchanged = 2 * cut.passes * rows * s.gates * (all_units + kRowTile);
-  if (weights * s.element_bytes > device.shared_bytes || values * 4 > device.shared_bytes ||
-      exchanged > kLargest || layout_of(s, cut).bytes > device.shared_bytes) {
-    return "the block does not fit into shared memory";
+  if (values * 4 > device.shared_bytes || exchanged > kLargest) return kNoRoom;
+  if (cut.held) {
+    return weights * s.element_bytes > kHeldBytes ? kNoRegisters : nullptr;
   }
-  const int depth = layout_of(s, cut).depth;
-  if (int64_t{cut.parts - 1} * part_depth(depth, cut.parts) >= depth) {
-    return "a part of the product is empty";
-  }
-  return nullptr;
+  return weights * s.element_bytes > device.shared_bytes ? kNoRoom : nullptr;
+}
+
+const char* cut_error(const GpuProblem& p, const Device& device, Tier tier, const Cut& cut) {
+  if (const char* error = count_error(p, device, tier, cut)) return error;
+  const Layout l = layout_of(shape_of(p, tier), cut);
+  if (l.bytes > device.shared_bytes) return kNoRoom;
+  if (int64_t{cut.parts - 1} * l.part_depth >= l.depth) return "a part of the product is empty";
+  if (!cut.held) return nullptr;
+  if (p.number == NumberKind::kFloat32) return "float32 products take no weights from registers";
+  const bool fits = l.part_depth <= held_depth(l.gate_rows, element_bytes(p.number), kHeldSteps);
+  return fits && holders(cut, l) <= kMostWarps ? nullptr : kNoRegisters;
 }
 
 const char* tier_error(const GpuProblem& p, const Device& device, Tier tier, const Cut& cut) {
@@ -193,7 +211,7 @@ Work product_by_threads(const Device& device, const Cut& cut, const Layout& l, i
   const double tiles = product_tiles(NumberKind::kFloat32, cut, l);
   const double multiply = 64 * 32 / matrix_rate(NumberKind::kFloat32, device.capability);
   const double rounds = tiles_of(static_cast<int>(tiles) * cut.parts, threads);
-  return {rounds * part_depth(l.depth, cut.parts) / 4 * (kSharedClocks + 64),
+  return {rounds * l.part_depth / 4 * (kSharedClocks + 64),
           tiles / 32 * l.depth / 4 * std::max(multiply, 20.0)};
 }
 
@@ -203,37 +221,54 @@ Work product_by_warps(NumberKind number, const Device& device, const Cut& cut, c
   const int tiles = product_tiles(number, cut, l), columns = rounded_up(cut.rows, 2 * kColumnTile);
   const double row_tiles = l.gate_rows / kRowTile;
   const double bytes = l.depth * element_bytes(number) * (tiles * kRowTile + row_tiles * columns);
-  const double products = double{1} * l.depth * l.gate_rows * columns;
+  const double products = double{1} * l.depth * l.gate_rows * cut.rows;
   const double rounds = tiles_of(tiles * cut.parts, threads / 32);
   const int step = number == NumberKind::kTf32 ? 8 : 16;
   return {
-      rounds * part_depth(l.depth, cut.parts) / step * (kMatrixClocks + kSharedClocks),
+      rounds * l.part_depth / step * (kMatrixClocks + kSharedClocks),
+      std::max(bytes / kSharedBytesPerClock, products / matrix_rate(number, device.capability))};
+}
+
+// The same without the weights' way from shared memory, and with more instructions under way.
+Work product_from_registers(NumberKind number, const Device& device, const Cut& cut,
+                            const Layout& l) {
+  const int row_tile = held_rows(l.gate_rows), pairs = rounded_up(cut.rows, 2 * kColumnTile);
+  const int columns = row_tile == kRowTile ? cut.rows : pairs;  // see HeldWeights
+  const int rounds = tiles_of(cut.rows, row_tile == kRowTile ? 4 * kColumnTile : kRowTile);
+  const double bytes = double{1} * l.depth * element_bytes(number) * l.gate_rows / row_tile * pairs;
+  const double products = double{1} * l.depth * l.gate_rows * columns;
+  const double steps = double{1} * l.part_depth * element_bytes(number) / kStepBytes;
+  return {
+      rounds * (steps * kMatrixClocks / kChains + kSharedClocks),
       std::max(bytes / kSharedBytesPerClock, products / matrix_rate(number, device.capability))};
 }
 
 Work product_work(NumberKind number, const Device& device, const Cut& cut, const Layout& l,
                   int threads) {
   if (number == NumberKind::kFloat32) return product_by_threads(device, cut, l, threads);
+  if (cut.held) return product_from_registers(number, device, cut, l);
   return product_by_warps(number, device, cut, l, threads);
 }
 
 // The cell, and the parts of the sums that it adds up.
-Work pointwise_work(const Shape& s, const Cut& cut, const Layout& l, int threads) {
+Work pointwise_work(const Shape& s, const Cut& cut, int items, int threads) {
   const double sums = (4 / s.element_bytes) * (s.backward ? 1 : s.gates) * cut.parts;
-  const double rounds = tiles_of(l.items, threads);
+  const double rounds = tiles_of(items, threads);
   return {rounds * (kItemClocks + sums),
-          rounds * kItemClocks * kItemBusyShare + tiles_of(l.items, 32) * sums};
+          rounds * kItemClocks * kItemBusyShare + tiles_of(items, 32) * sums};
 }
 
-double exchange_us(Tier tier, const Shape& s, const Device& device, const Cut& cut, const Layout& l,
-                   int blocks) {
+// Of `rows` sequences that there are, of all passes.
+double exchange_us(Tier tier, const Shape& s, const Device& device, const Cut& cut, int rows,
+                   int columns, int blocks) {
   const double clock = clocks_per_us(device);
   if (tier == Tier::kBlock) return 0;
   if (tier == Tier::kCluster) {
-    const double words = tiles_of(l.items, 32) * (s.backward ? s.gates : 1);
+    const int items = rows * cut.units * s.element_bytes / 4;
+    const double words = tiles_of(items, 32) * (s.backward ? s.gates : 1);
     return kClusterUs + words * cut.team * kStoreClocks / clock;
   }
-  const double bytes = double{1} * cut.rows * cut.passes * l.columns * s.element_bytes;
+  const double bytes = double{1} * rows * columns * s.element_bytes;
   const double read = std::max(bytes / kL2BytesPerClock / clock, blocks * bytes / kL2BytesPerUs);
   return kFlagUs + (1 + cut.passes) * kL2Clocks / clock + read;
 }
@@ -250,7 +285,7 @@ void model_persistent(const GpuProblem& p, const Device& device, GpuPlan* plan) 
   int crowd = 1;  // blocks that share a processor
   if (plan->tier == Tier::kBlock) {
     const int wanted = tiles_of(plan->blocks, device.processors);
-    crowd = std::min(wanted, resident_blocks(device, l.bytes, plan->threads));
+    crowd = std::min(wanted, resident_blocks(device, cut, l.bytes, plan->threads));
     plan->waves = tiles_of(wanted, crowd);
   } else if (plan->tier == Tier::kCluster) {
     plan->waves = static_cast<int>(tiles_of(teams, resident_clusters(device, cut.team)));
@@ -259,10 +294,12 @@ void model_persistent(const GpuProblem& p, const Device& device, GpuPlan* plan) 
   }
   // The sequence's own arrays are the same bytes in every tier, and left out.
   const double clock = clocks_per_us(device);
+  const int rows = static_cast<int>(std::min<int64_t>(p.batch, int64_t{cut.rows} * cut.passes));
+  const int items = l.items * std::min(rows, cut.rows) / cut.rows;
   const double pass = clocks(product_work(p.number, device, cut, l, plan->threads), crowd) +
-                      clocks(pointwise_work(s, cut, l, plan->threads), crowd);
+                      clocks(pointwise_work(s, cut, items, plan->threads), crowd);
   plan->step_us = cut.passes * (kBarrierUs + pass / clock) +
-                  exchange_us(plan->tier, s, device, cut, l, plan->blocks);
+                  exchange_us(plan->tier, s, device, cut, rows, l.columns, plan->blocks);
   const double weights = tiles_of(l.gate_rows * l.pitch, plan->threads);
   const double launch = plan->tier == Tier::kGrid ? kCooperativeUs : kPersistentUs;
   plan->sequence_us = launch + plan->waves * (weights * kWeightClocks / clock +
@@ -292,7 +329,7 @@ GpuPlan step_plan(const GpuProblem& p, const Device& device) {
   const int units = one_plane ? 32 : 16;
   GpuPlan plan{};
   plan.tier = Tier::kStep;
-  plan.cut = {1, units, kStepRows, 1, 1};
+  plan.cut = {1, units, kStepRows, 1, 1, 0};
   plan.threads = kMostThreads;
   plan.exchanges = cell.stages == 2 || p.projected || p.state != p.hidden ? 2 : 1;
   const double gates = static_cast<double>(cell.gates), hidden = static_cast<double>(p.hidden);
@@ -317,27 +354,32 @@ struct Search {
   GpuPlan best{};
   bool found = false;
 
-  // A cut with the depth in as many parts as are best.
+  // A cut with the depth in as many parts as are best, and weights where they are best.
   void consider(Cut cut) {
-    const NumberKind number = problem.number;
-    cut.parts = 1;
-    if (cut_error(problem, device, tier, cut) || tier_error(problem, device, tier, cut)) return;
-    const Layout l = layout_of(shape_of(problem, tier), cut);
-    const bool by_threads = number == NumberKind::kFloat32;
-    const int tiles = product_tiles(number, cut, l), workers = by_threads ? kMostThreads : 8;
-    for (int parts = 1; parts == 1 || (parts - 1) * tiles < workers; ++parts) {
-      cut.parts = parts;
-      if (cut_error(problem, device, tier, cut)) continue;
-      const int wanted = std::max(l.items, tiles * parts * (by_threads ? 1 : 32));
-      GpuPlan plan{};
-      plan.tier = tier;
-      plan.cut = cut;
-      plan.threads = std::min(kMostThreads, rounded_up(wanted, 32));
-      model_persistent(problem, device, &plan);
-      if (found && plan.sequence_us >= best.sequence_us) continue;
-      found = true;
-      best = plan;
+    const bool by_threads = problem.number == NumberKind::kFloat32;
+    for (cut.held = 0; cut.held <= (by_threads ? 0 : 1); ++cut.held) {
+      cut.parts = 1;
+      if (count_error(problem, device, tier, cut)) continue;
+      const Layout l = layout_of(shape_of(problem, tier), cut);
+      const int tiles = cut.held ? holders(cut, l) : product_tiles(problem.number, cut, l);
+      const int workers = by_threads ? kMostThreads : kMostWarps;
+      for (; cut.parts == 1 || (cut.parts - 1) * tiles < workers; ++cut.parts) {
+        const int wanted = std::max(l.items, tiles * cut.parts * (by_threads ? 1 : 32));
+        consider(cut, std::min(kMostThreads, rounded_up(wanted, 32)));
+      }
     }
+  }
+
+  void consider(const Cut& cut, int threads) {
+    if (cut_error(problem, device, tier, cut) || tier_error(problem, device, tier, cut)) return;
+    GpuPlan plan{};
+    plan.tier = tier;
+    plan.cut = cut;
+    plan.threads = threads;
+    model_persistent(problem, device, &plan);
+    if (found && plan.sequence_us >= best.sequence_us) return;
+    found = true;
+    best = plan;
   }
 
   int word() const { return 4 / element_bytes(problem.number); }
@@ -349,7 +391,7 @@ struct Search {
     return rounded_up(tiles_of(static_cast<int>(problem.hidden), team), unit);
   }
   void consider_team(int units, int rows, int passes) {
-    consider({tiles_of(static_cast<int>(problem.hidden), units), units, rows, passes, 1});
+    consider({tiles_of(static_cast<int>(problem.hidden), units), units, rows, passes, 1, 0});
   }
 
   void of_blocks(int rows) { consider_team(units_for(1, word()), rows, 1); }
@@ -398,6 +440,9 @@ const char* plan_error(const GpuPlan& plan, const GpuProblem& problem, const Dev
     return "threads must be a multiple of 32, at most 256";
   }
   if (const char* error = cut_error(problem, device, plan.tier, plan.cut)) return error;
+  const Layout l = layout_of(shape_of(problem, plan.tier), plan.cut);
+  if (plan.cut.held && plan.threads < 32 * holders(plan.cut, l))
+    return "the block has too few warps";
   return tier_error(problem, device, plan.tier, plan.cut);
 }
 

@@ -76,61 +76,72 @@ inline __device__ void product_by_threads(const Tile<float>& a, const Tile<float
   }
 }
 
-// By matrix instructions: a warp takes 16 rows x 32 columns of one part of the depth.
+// Tiles of columns that a warp multiplies at a time.
+constexpr int kWideTiles = 4, kWideColumns = kWideTiles * kColumnTile;
+
+// By matrix instructions: d += one step of the depth, from k on, of 16 rows and of up to 32
+// columns from column0 on.
 template <class Number>
-__device__ void product_by_warps(const Tile<typename Number::Storage>& a,
-                                 const Tile<typename Number::Storage>& b, int rows, int columns,
-                                 int depth, int part_depth, const Sums& sums) {
-  constexpr int kHalfStep = Number::kStep / 2, kWide = 4;  // tiles of columns at a time
-  const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
-  const int row_tiles = rows / kRowTile, wide_tiles = (columns + 8 * kWide - 1) / (8 * kWide);
-  const int count = sums.parts * row_tiles * wide_tiles;
-  for (int item = threadIdx.x / 32; item < count; item += warps) {
-    const int column0 = item % wide_tiles * 8 * kWide;
-    const int row0 = item / wide_tiles % row_tiles * kRowTile;
-    const int part = item / wide_tiles / row_tiles, first = part * part_depth;
-    float d[kWide][4] = {};
-    for (int k = first; k < first + part_depth && k < depth; k += Number::kStep) {
-      uint32_t words_a[4];
-      load_matrices(words_a, a.chunk(row0 + lane % 16, k + lane / 16 * kHalfStep));
-      BPTT_UNROLL
-      for (int pair = 0; pair < kWide; pair += 2) {
-        if (column0 + 8 * pair >= columns) continue;
-        // Two tiles of columns; where the second is past the end its lanes look at the first.
-        const int second = column0 + 8 * (pair + 1) < columns ? lane / 16 : 0;
-        uint32_t words_b[4];
-        load_matrices(words_b, b.chunk(column0 + 8 * (pair + second) + lane % 8,
-                                       k + lane / 8 % 2 * kHalfStep));
-        const uint32_t left[2] = {words_b[0], words_b[1]}, right[2] = {words_b[2], words_b[3]};
-        Number::multiply(d[pair], words_a, left);
-        Number::multiply(d[pair + 1], words_a, right);
-      }
-    }
+__device__ void multiply_wide(float (&d)[kWideTiles][4], const uint32_t (&rows)[4],
+                              const Tile<typename Number::Storage>& b, int column0, int columns,
+                              int k) {
+  const int lane = threadIdx.x % 32;
+  BPTT_UNROLL
+  for (int pair = 0; pair < kWideTiles; pair += 2) {
+    const int column = column0 + kColumnTile * pair;
+    if (column >= columns) continue;
+    // Two tiles of columns; where the second is past the end its lanes look at the first.
+    const bool both = column + kColumnTile < columns;
+    const int own = both ? lane / 16 * kColumnTile : 0;
+    uint32_t words[4];
+    load_matrices(words, b.chunk(column + own + lane % 8, k + lane / 8 % 2 * (Number::kStep / 2)));
+    const uint32_t left[2] = {words[0], words[1]}, right[2] = {words[2], words[3]};
+    Number::multiply(d[pair], rows, left);
+    if (both) Number::multiply(d[pair + 1], rows, right);
+  }
+}
+
+// 16 rows of the weights, one step of the depth, from a matrix in shared memory.
+template <class Number>
+__device__ void load_rows(uint32_t (&rows)[4], const Tile<typename Number::Storage>& a, int row0,
+                          int k) {
+  const int lane = threadIdx.x % 32;
+  load_matrices(rows, a.chunk(row0 + lane % 16, k + lane / 16 * (Number::kStep / 2)));
+}
+
+inline __device__ void store_wide(const float (&d)[kWideTiles][4], const Sums& sums, int part,
+                                  int row0, int column0, int columns) {
+  const int lane = threadIdx.x % 32;
+  BPTT_UNROLL
+  for (int tile = 0; tile < kWideTiles; ++tile) {
+    const int column = column0 + kColumnTile * tile + 2 * (lane % 4);
+    if (column0 + kColumnTile * tile >= columns) continue;
     BPTT_UNROLL
-    for (int tile = 0; tile < kWide; ++tile) {
-      const int column = column0 + 8 * tile + 2 * (lane % 4);
-      if (column0 + 8 * tile >= columns) continue;
-      BPTT_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        sums.at(part, row0 + lane / 4 + 8 * (j / 2), column + j % 2) = d[tile][j];
-      }
+    for (int j = 0; j < 4; ++j) {
+      sums.at(part, row0 + lane / 4 + 8 * (j / 2), column + j % 2) = d[tile][j];
     }
   }
 }
 
-// sums[part][row][column] = one part of the depth of sum over k of a[row][k] * b[column][k].
-//
-// Rows are a multiple of kRowTile, columns of kColumnTile; depth is the tiles' whole width, whose
-// end holds zeros.
+// A warp takes 16 rows x 32 columns of one part of the depth.
 template <class Number>
-__device__ void product(const Tile<typename Number::Storage>& a,
-                        const Tile<typename Number::Storage>& b, int rows, int columns, int depth,
-                        const Sums& sums) {
-  const int part_depth = rounded_up((depth + sums.parts - 1) / sums.parts, 64);
-  if constexpr (Number::kStep == 0) {
-    product_by_threads(a, b, rows, columns, depth, part_depth, sums);
-  } else {
-    product_by_warps<Number>(a, b, rows, columns, depth, part_depth, sums);
+__device__ void product_by_warps(const Tile<typename Number::Storage>& a,
+                                 const Tile<typename Number::Storage>& b, int rows, int columns,
+                                 int depth, int part_depth, const Sums& sums) {
+  const int warps = blockDim.x / 32, row_tiles = rows / kRowTile;
+  const int wide_tiles = (columns + kWideColumns - 1) / kWideColumns;
+  const int count = sums.parts * row_tiles * wide_tiles;
+  for (int item = threadIdx.x / 32; item < count; item += warps) {
+    const int column0 = item % wide_tiles * kWideColumns;
+    const int row0 = item / wide_tiles % row_tiles * kRowTile;
+    const int part = item / wide_tiles / row_tiles, first = part * part_depth;
+    float d[kWideTiles][4] = {};
+    for (int k = first; k < first + part_depth && k < depth; k += Number::kStep) {
+      uint32_t words[4];
+      load_rows<Number>(words, a, row0, k);
+      multiply_wide<Number>(d, words, b, column0, columns, k);
+    }
+    store_wide(d, sums, part, row0, column0, columns);
   }
 }
 

@@ -28,9 +28,10 @@ constexpr bool kHasClusters = false;
 // Where a team's publications lie.
 template <class T>
 struct TeamMemory {
-  View<T> shared;  // [buffers, rows, pitch]; the columns past `columns` are zeros
-  char* own;       // 16 bytes of shared memory
-  int rows, passes, columns, pitch;
+  View<T>
+      shared;  // [buffers, rows, pitch]; the columns past `columns` and rows never filled are zeros
+  char* own;   // 16 bytes of shared memory
+  int rows, passes, filled, columns, pitch;  // filled: rows of all passes that there are
   View<uint32_t> exchange;  // in global memory, for GridTeam: [2, passes * rows, exchange_pitch]
   View<uint32_t> counter;   // [1], zero at the launch
 
@@ -67,7 +68,7 @@ struct ClusterTeam {
   __device__ TransactionBarrier& barrier(int n) const {
     return reinterpret_cast<TransactionBarrier*>(memory.own)[n % 2];
   }
-  __device__ unsigned bytes() const { return memory.rows * memory.columns * sizeof(T); }
+  __device__ unsigned bytes() const { return memory.filled * memory.columns * sizeof(T); }
 
   __device__ void start() {
     sync_block();
@@ -135,7 +136,8 @@ struct GridTeam {
     const Tile<T> tile = memory.tile(0);
     const int chunks = (memory.columns + kChunk - 1) / kChunk;
     const int row0 = first_row(n) + pass * memory.rows;
-    for (int item = threadIdx.x; item < memory.rows * chunks; item += blockDim.x) {
+    const int rows = smaller(memory.rows, memory.filled - pass * memory.rows);
+    for (int item = threadIdx.x; item < rows * chunks; item += blockDim.x) {
       const int row = item / chunks, column = item % chunks * kChunk;
       const int valid = (memory.columns - column) * static_cast<int>(sizeof(T));
       copy_async(tile.chunk(row, column),

@@ -211,6 +211,7 @@ py::dict dict_of(const GpuPlan& plan) {
   row["rows"] = plan.cut.rows;
   row["passes"] = plan.cut.passes;
   row["parts"] = plan.cut.parts;
+  row["held"] = plan.cut.held;
   row["threads"] = plan.threads;
   row["blocks"] = plan.blocks;
   row["waves"] = plan.waves;
@@ -232,14 +233,14 @@ py::object gpu_plan_of_tier(const GpuQuestion& q, const std::string& tier) {
   return dict_of(plan);
 }
 
-// What is wrong with a tier and [team, units, rows, passes, parts, threads], or None.
+// What is wrong with a tier and [team, units, rows, passes, parts, held, threads], or None.
 py::object gpu_plan_error(const GpuQuestion& q, const std::string& tier,
                           const std::vector<int>& numbers) {
-  if (numbers.size() != 6) throw std::invalid_argument("numbers");
+  if (numbers.size() != 7) throw std::invalid_argument("numbers");
   GpuPlan plan{};
   plan.tier = static_cast<Tier>(index_of(kTiers, tier));
-  plan.cut = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4]};
-  plan.threads = numbers[5];
+  plan.cut = {numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5]};
+  plan.threads = numbers[6];
   const char* error = plan_error(plan, q.problem, q.device);
   return error == nullptr ? py::object(py::none()) : py::object(py::str(error));
 }

@@ -1,10 +1,10 @@
 // Runs a persistent LSTM of csrc/cuda, forward and backward, in an engine of the simulator, for the
 // sanitizers to watch:
 //
-//   kernels TIER NUMBER SEED
+//   kernels TIER NUMBER WEIGHTS SEED
 //
-// TIER is block, cluster, grid or step, NUMBER fp32 or bf16. It says what is wrong, if anything
-// is: a fault, or an output that nobody wrote.
+// TIER is block, cluster, grid or step, NUMBER fp32 or bf16, WEIGHTS shared or held (layout.h). It
+// says what is wrong, if anything is: a fault, or an output that nobody wrote.
 #include <cstdio>
 #include <random>
 #include <string>
@@ -79,7 +79,7 @@ void check(const char* error) {
 }
 
 template <class S>
-void run(Tier tier, NumberKind number, uint64_t seed) {
+void run(Tier tier, NumberKind number, int held, uint64_t seed) {
   Arrays<S> arrays(seed);
   const bool reverse[] = {false, true};
   const int64_t lengths[] = {3, 1, 0, 2, 3};
@@ -110,10 +110,10 @@ void run(Tier tier, NumberKind number, uint64_t seed) {
 
   GpuPlan plan{};
   plan.tier = tier;
-  plan.threads = 64;
-  plan.cut = tier == Tier::kBlock  ? Cut{1, 12, 8, 1, 1}
-             : tier == Tier::kGrid ? Cut{3, 4, 8, 1, 2}
-                                   : Cut{3, 4, 8, 1, 1};
+  plan.threads = 96;
+  plan.cut = tier == Tier::kBlock  ? Cut{1, 12, 8, 1, 1, held}
+             : tier == Tier::kGrid ? Cut{3, 4, 8, 1, 2, held}
+                                   : Cut{3, 4, 8, 1, 1, held};
   const auto call_of = [&](bool backward) {
     const GpuProblem problem{CellKind::kLstm, number, T, B, D, H, H, false, backward};
     return GpuCall{number, plan, 0, arrays.memory(CellLaunch<Cell>::scratch(problem, plan)),
@@ -133,17 +133,18 @@ int main(int count, char** arguments) {
                                              {"cluster", Tier::kCluster},
                                              {"grid", Tier::kGrid},
                                              {"step", Tier::kStep}};
-  if (count != 4 || !tiers.contains(arguments[1])) {
-    std::fprintf(stderr, "kernels TIER NUMBER SEED\n");
+  if (count != 5 || !tiers.contains(arguments[1])) {
+    std::fprintf(stderr, "kernels TIER NUMBER WEIGHTS SEED\n");
     return 2;
   }
-  const uint64_t seed = std::stoull(arguments[3]);
+  const uint64_t seed = std::stoull(arguments[4]);
   simulator::options.seed = seed;
+  const int held = std::string(arguments[3]) == "held";
   try {
     if (std::string(arguments[2]) == "fp32") {
-      run<float>(tiers.at(arguments[1]), NumberKind::kFloat32, seed);
+      run<float>(tiers.at(arguments[1]), NumberKind::kFloat32, held, seed);
     } else {
-      run<gpu::Bf16>(tiers.at(arguments[1]), NumberKind::kBFloat16, seed);
+      run<gpu::Bf16>(tiers.at(arguments[1]), NumberKind::kBFloat16, held, seed);
     }
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());

@@ -34,13 +34,13 @@ Device device_at(const char* op, int64_t index) {
   return device;
 }
 
-// A plan as the op takes it: tier, team, units, rows, passes, parts, threads.
-constexpr size_t kPlanSize = 7;
+// A plan as the op takes it: tier, team, units, rows, passes, parts, held, threads.
+constexpr size_t kPlanSize = 8;
 
 GpuPlan plan_from(const char* op, const std::vector<int64_t>& numbers, const GpuProblem& problem,
                   const Device& device) {
   STD_TORCH_CHECK(numbers.size() == kPlanSize, op,
-                  ": plan must be [tier, team, units, rows, passes, parts, threads], got ",
+                  ": plan must be [tier, team, units, rows, passes, parts, held, threads], got ",
                   shape_text(numbers));
   for (const int64_t x : numbers) {
     STD_TORCH_CHECK(x >= 0 && x < (1 << 20), op,
@@ -51,8 +51,8 @@ GpuPlan plan_from(const char* op, const std::vector<int64_t>& numbers, const Gpu
   GpuPlan plan{};
   const auto at = [&](size_t k) { return static_cast<int>(numbers[k]); };
   plan.tier = static_cast<Tier>(at(0));
-  plan.cut = {at(1), at(2), at(3), at(4), at(5)};
-  plan.threads = at(6);
+  plan.cut = {at(1), at(2), at(3), at(4), at(5), at(6)};
+  plan.threads = at(7);
   const char* error = plan_error(plan, problem, device);
   STD_TORCH_CHECK(error == nullptr, op, ": plan ", shape_text(numbers), ": ", error);
   return plan;

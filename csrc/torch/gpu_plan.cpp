@@ -6,9 +6,9 @@ namespace {
 
 constexpr const char* kPlan = "bptt::gpu_plan";
 
-// tier, team, units, rows, passes, parts, threads; then blocks, waves, bytes of shared memory,
-// exchanges per step, modelled nanoseconds of a step and of the sequence. `tier` is "" for the
-// best.
+// tier, team, units, rows, passes, parts, held, threads; then blocks, waves, bytes of shared
+// memory, exchanges per step, modelled nanoseconds of a step and of the sequence. `tier` is "" for
+// the best.
 std::vector<int64_t> plan(Text cell, Text number, std::vector<int64_t> sizes, bool projected,
                           bool backward, std::vector<int64_t> limits, Text tier) {
   const GpuProblem problem = problem_of(kPlan, cell, number, sizes, projected, backward);
@@ -31,6 +31,7 @@ std::vector<int64_t> plan(Text cell, Text number, std::vector<int64_t> sizes, bo
           p.cut.rows,
           p.cut.passes,
           p.cut.parts,
+          p.cut.held,
           p.threads,
           p.blocks,
           p.waves,

@@ -26,7 +26,7 @@ from .op_checks import Sizes, check_backward, check_forward
 from .op_tensors import dense, new
 
 TIERS = ("block", "cluster", "grid", "step")
-_CUT = ("team", "units", "rows", "passes", "parts", "threads")
+_CUT = ("team", "units", "rows", "passes", "parts", "held", "threads")
 _COUNTS = ("blocks", "waves", "shared_bytes", "exchanges")
 
 
@@ -41,6 +41,7 @@ class Plan:
         rows: sequences of the batch that a block multiplies at a time.
         passes: how often it does so in a step.
         parts: pieces of the depth of the product.
+        held: 1 where weights stay in registers, 0 where they stay in shared memory.
         threads: threads of a block.
         blocks: blocks of a launch.
         waves: how many times over the blocks fill the device.
@@ -56,6 +57,7 @@ class Plan:
     rows: int
     passes: int
     parts: int
+    held: int
     threads: int
     blocks: int
     waves: int
@@ -81,6 +83,8 @@ class Plan:
         if self.passes > 1:
             batch += f" x {self.passes} passes"
         parts.append(f"{self.units} units and {batch} to a block of {self.threads} threads")
+        if self.held:
+            parts.append("weights in registers")
         parts.append(f"{self.shared_bytes // 1024} KB of shared memory")
         if self.waves > 1:
             parts.append(f"{self.waves} waves")

@@ -1,8 +1,7 @@
 // A block's recurrent weights, [gate_rows, depth], where they stay for the whole sequence:
 //
-//   load(weight)         weight(row, k) is an element, zero past the last row or column; kept by
-//   all
-//                        threads together, before anything else is in shared memory
+//   load(weight)      weight(row, k) is an element, zero past the last row or column; for all
+//                     threads, with a barrier before the first product
 //   multiply(operand)    sums[part][row][column] = one part of the depth of
 //                        sum over k of weights[row][k] * operand[column][k]
 //
@@ -94,7 +93,6 @@ struct HeldWeights {
         if (own == group && takes_part()) load_group(own);
       }
     }
-    sync_block();
   }
 
   __device__ void load_group(int own) {

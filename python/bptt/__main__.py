@@ -1,0 +1,5 @@
+"""`python -m bptt`: the command `bptt`."""
+
+from bptt.cli import main
+
+main()

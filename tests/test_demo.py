@@ -190,7 +190,7 @@ def test_a_busy_machine_is_told():
     time.sleep(0.1)
     disturbed.busy -= 10.0 * machine.cores()  # as if others had run ten seconds on each core
     assert disturbed.share() == 1.0
-    assert "100% of the processor" in disturbed.warning()
+    assert "100% of the processor" in machine.warning(disturbed)
 
 
 def test_a_slow_row_is_cut_short(monkeypatch):

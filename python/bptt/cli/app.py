@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import typer
 
+from .bench import bench
+
 app = typer.Typer(
     name="bptt",
-    help="Fused recurrent kernels for PyTorch: their speed, their accuracy, their gradients.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def root() -> None:
+    """Fused recurrent kernels for PyTorch: their speed, their accuracy, their gradients."""
+
+
+app.command("bench")(bench)

@@ -16,8 +16,9 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import bptt
+from bptt.bench.machine import OtherLoad
 
-from .machine import OtherLoad
+from .machine import warning
 
 SHAPES = ((100, 32, 128), (100, 32, 512), (512, 1, 256), (50, 256, 256), (100, 16, 64))
 CELLS = ("GRU", "RNN", "LSTM")
@@ -47,10 +48,10 @@ def section(console: Console, seconds: float) -> bool:
     others = OtherLoad()
     for cell, shape in track(problems, "measuring", console=console, transient=True):
         rows.append(measure(cell, shape, seconds / len(problems)))
-    warning = others.warning()
+    disturbed = warning(others)
     console.print(_table(rows))
-    if warning:
-        console.print(warning)
+    if disturbed:
+        console.print(disturbed)
     console.print(
         "Median of the rounds in ms, lower is better; ratio torch.nn / bptt, above 1 bptt is "
         "faster. Forward runs without gradients, forward+backward goes to the gradients of input "

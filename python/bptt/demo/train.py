@@ -19,10 +19,12 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from bptt.bench.machine import OtherLoad
+
 from ..data import Padded, Vocabulary, cmudict, pad, similar_lengths
 from ..data.vocabulary import END, PAD, START
 from ..models import Seq2Seq, score
-from .machine import OtherLoad
+from .machine import warning
 
 LONGEST = 40  # phonemes; the dictionary's longest word has 28
 DECODE_BATCH = 512
@@ -228,9 +230,9 @@ def section(console: Console, settings: Settings) -> bool:
         f"Trained for {schedule.elapsed:.0f} s: {schedule.seen / len(corpus):.2f} passes, "
         f"{schedule.seen / schedule.elapsed:.0f} words/s."
     )
-    warning = others.warning()
-    if warning:
-        console.print(warning)
+    disturbed = warning(others)
+    if disturbed:
+        console.print(disturbed)
     words = list(corpus.held_out)[: settings.sample]
     said = transcribe(model, corpus, words)
     console.print(_examples(corpus, words, said))

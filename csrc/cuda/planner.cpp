@@ -234,7 +234,7 @@ Work product_from_registers(NumberKind number, const Device& device, const Cut& 
                             const Layout& l) {
   const int row_tile = held_rows(l.gate_rows), pairs = rounded_up(cut.rows, 2 * kColumnTile);
   const int columns = row_tile == kRowTile ? cut.rows : pairs;  // see HeldWeights
-  const int rounds = tiles_of(cut.rows, row_tile == kRowTile ? 4 * kColumnTile : kRowTile);
+  const int rounds = tiles_of(cut.rows, 2 * kColumnTile);
   const double bytes = double{1} * l.depth * element_bytes(number) * l.gate_rows / row_tile * pairs;
   const double products = double{1} * l.depth * l.gate_rows * columns;
   const double steps = double{1} * l.part_depth * element_bytes(number) / kStepBytes;

@@ -76,18 +76,15 @@ inline __device__ void product_by_threads(const Tile<float>& a, const Tile<float
   }
 }
 
-// Tiles of columns that a warp multiplies at a time.
-constexpr int kWideTiles = 4, kWideColumns = kWideTiles * kColumnTile;
-
-// By matrix instructions: d += one step of the depth, from k on, of 16 rows and of up to 32
-// columns from column0 on.
-template <class Number>
-__device__ void multiply_wide(float (&d)[kWideTiles][4], const uint32_t (&rows)[4],
+// By matrix instructions: d += one step of the depth, from k on, of 16 rows and of up to kTiles
+// tiles of columns, from column0 on.
+template <class Number, int kTiles>
+__device__ void multiply_wide(float (&d)[kTiles][4], const uint32_t (&rows)[4],
                               const Tile<typename Number::Storage>& b, int column0, int columns,
                               int k) {
   const int lane = threadIdx.x % 32;
   BPTT_UNROLL
-  for (int pair = 0; pair < kWideTiles; pair += 2) {
+  for (int pair = 0; pair < kTiles; pair += 2) {
     const int column = column0 + kColumnTile * pair;
     if (column >= columns) continue;
     // Two tiles of columns; where the second is past the end its lanes look at the first.
@@ -109,11 +106,12 @@ __device__ void load_rows(uint32_t (&rows)[4], const Tile<typename Number::Stora
   load_matrices(rows, a.chunk(row0 + lane % 16, k + lane / 16 * (Number::kStep / 2)));
 }
 
-inline __device__ void store_wide(const float (&d)[kWideTiles][4], const Sums& sums, int part,
-                                  int row0, int column0, int columns) {
+template <int kTiles>
+__device__ void store_wide(const float (&d)[kTiles][4], const Sums& sums, int part, int row0,
+                           int column0, int columns) {
   const int lane = threadIdx.x % 32;
   BPTT_UNROLL
-  for (int tile = 0; tile < kWideTiles; ++tile) {
+  for (int tile = 0; tile < kTiles; ++tile) {
     const int column = column0 + kColumnTile * tile + 2 * (lane % 4);
     if (column0 + kColumnTile * tile >= columns) continue;
     BPTT_UNROLL
@@ -122,6 +120,9 @@ inline __device__ void store_wide(const float (&d)[kWideTiles][4], const Sums& s
     }
   }
 }
+
+// Tiles of columns that a warp multiplies at a time.
+constexpr int kWideTiles = 4, kWideColumns = kWideTiles * kColumnTile;
 
 // A warp takes 16 rows x 32 columns of one part of the depth.
 template <class Number>

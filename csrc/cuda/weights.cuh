@@ -113,11 +113,12 @@ struct HeldWeights {
     }
   }
 
-  // Rows of the instruction are rows of the weights. Instructions depend on each other in two
-  // chains, so that fewer wait.
+  // Rows of the instruction are rows of the weights. Instructions depend on each other in chains of
+  // their own for two tiles of columns and for every second step, so that few wait.
   __device__ void multiply_sixteen(const Tile<S>& operand) const {
-    for (int column0 = 0; column0 < cut.rows; column0 += kWideColumns) {
-      float d[2][kWideTiles][4] = {};
+    constexpr int kTiles = 2;
+    for (int column0 = 0; column0 < cut.rows; column0 += kTiles * kColumnTile) {
+      float d[2][kTiles][4] = {};
       BPTT_UNROLL
       for (int step = 0; step < kHeldSteps; ++step) {
         const int k = begin() + step * Number::kStep;
@@ -125,7 +126,7 @@ struct HeldWeights {
         multiply_wide<Number>(d[step % 2], words[step], operand, column0, cut.rows, k);
       }
       BPTT_UNROLL
-      for (int tile = 0; tile < kWideTiles; ++tile) {
+      for (int tile = 0; tile < kTiles; ++tile) {
         BPTT_UNROLL
         for (int j = 0; j < 4; ++j) d[0][tile][j] += d[1][tile][j];
       }

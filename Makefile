@@ -43,7 +43,7 @@ lint: $(STAMPS)/packages  ## ruff, mypy on the package, clang-format
 	$(BIN)/clang-format --dry-run -Werror $(CPP)
 
 bench: build  ## speed against torch.nn, some minutes; writes benchmarks/results
-	$(BIN)/python -m pytest -q benchmarks --benchmark-only --benchmark-columns=median,iqr,rounds
+	$(BIN)/bptt bench standard
 
 # Another machine's Python, with its torch: .ci/gpu says what it takes and makes.
 gpu:  ## on a machine with a GPU: its tests, compute-sanitizer, speed beside torch.nn

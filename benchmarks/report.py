@@ -1,4 +1,4 @@
-"""Makes tables of a result file: the Markdown beside it, and the speed section of the README.
+"""What the project asks of a run of `bptt bench standard`, and the speed section of the README.
 
 python benchmarks/report.py                    print the bars of every committed result
 python benchmarks/report.py FILE --enforce     exit code 1 when one is missed
@@ -7,25 +7,38 @@ python benchmarks/report.py --update-readme    write README's speed section anew
 
 from __future__ import annotations
 
-import argparse
-import json
-import math
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from problems import GRID, LAYERS, LEAST_MEAN, LEAST_RATIO, MOST_BUILD_S, MOST_IMPORT_S, PASSES
+import typer
+
+from bptt.bench.problems import LAYERS
+from bptt.bench.report import (
+    entries,
+    figures_lines,
+    geometric_mean,
+    machine_line,
+    name_of,
+    source_line,
+    table,
+)
+from bptt.bench.results import Result
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"
 README = HERE.parent / "README.md"
 BEGIN = "<!-- speed: written by benchmarks/report.py --update-readme -->"
 END = "<!-- end of speed -->"
-DISTURBING = 0.1  # share of the processor in other programs' hands above which times mislead
 
-Result = dict[str, Any]
+# Ratios torch.nn / bptt on a CPU: the geometric mean over a layer's rows, the smallest of any row.
+LEAST_MEAN = {"RNN": 2.0, "GRU": 2.0, "LSTM": 1.0}
+LEAST_RATIO = 0.95
+MOST_IMPORT_S = 0.3  # what importing bptt may add to importing torch
+COLUMNS = [(which, directions) for which in ("inference", "step") for directions in (1, 2)]
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -38,59 +51,41 @@ class Bar:
     met: bool
 
 
-def folder_of(result: Result) -> str:
-    """The folder of a machine's results."""
-    slug = re.sub(r"[^a-z0-9]+", "-", result["machine"]["processor"].lower()).strip("-")
-    return f"cpu-{slug}"
+def rows_of(result: Result, **wanted: object) -> list[Row]:
+    """The rows that have these values, and a ratio."""
+    return [
+        row
+        for row in result.content["rows"]
+        if all(row[k] == v for k, v in wanted.items()) and entries([row], "bptt")
+    ]
 
 
-def geometric_mean(values: list[float]) -> float:
-    return math.exp(sum(map(math.log, values)) / len(values))
-
-
-def rows_of(result: Result, **wanted: object) -> list[Result]:
-    """The rows that have these values."""
-    return [r for r in result["rows"] if all(r[k] == v for k, v in wanted.items())]
+def ratio_of(row: Row) -> float:
+    value: float = row["providers"]["bptt"]["ratio"]["median"]
+    return value
 
 
 def bars(result: Result) -> list[Bar]:
-    """What the project asks of a run, beside what the run has."""
+    """What the project asks of a run on a CPU, beside what the run has."""
     answer = []
     for layer in LAYERS:
-        ratios = [row["ratio"] for row in rows_of(result, layer=layer)]
-        if ratios:
-            mean, asked = geometric_mean(ratios), LEAST_MEAN[layer]
+        rows = rows_of(result, layer=layer)
+        if rows:
+            mean, asked = geometric_mean([ratio_of(row) for row in rows]), LEAST_MEAN[layer]
             what = f"{layer}, geometric mean of the ratios"
             answer.append(Bar(what, f"at least {asked:.1f}", f"{mean:.2f}", mean >= asked))
-    worst = min(result["rows"], key=lambda row: row["ratio"])
-    answer.append(
-        Bar(
-            "smallest ratio of any row",
-            f"at least {LEAST_RATIO:.2f}",
-            f"{worst['ratio']:.2f} ({name_of(worst)})",
-            worst["ratio"] >= LEAST_RATIO,
-        )
-    )
-    for name, what, most in (
-        ("import_s", "import of bptt beyond torch's", MOST_IMPORT_S),
-        ("build_s", "build of the extension, two jobs", MOST_BUILD_S),
-    ):
-        if name in result:
-            value = result[name]
-            answer.append(Bar(what, f"at most {most:g} s", f"{value:.3g} s", value <= most))
+    rows = rows_of(result)
+    if rows:
+        worst = min(rows, key=ratio_of)
+        reached = f"{ratio_of(worst):.2f} ({name_of(worst)})"
+        least = f"at least {LEAST_RATIO:.2f}"
+        what = "smallest ratio of any row"
+        answer.append(Bar(what, least, reached, ratio_of(worst) >= LEAST_RATIO))
+    seconds = result.content["figures"].get("import_s")
+    if seconds is not None:
+        what, most = "import of bptt beyond torch's", f"at most {MOST_IMPORT_S:g} s"
+        answer.append(Bar(what, most, f"{seconds:.3g} s", seconds <= MOST_IMPORT_S))
     return answer
-
-
-def name_of(row: Result) -> str:
-    kind = "bidirectional " if row["directions"] == 2 else ""
-    shape = f"T={row['steps']} B={row['batch']} H={row['hidden']}"
-    return f"{kind}{row['layer']}, {shape}, {row['which']}"
-
-
-def table(head: list[str], rows: list[list[str]]) -> str:
-    """A Markdown table; columns after the first are set to the right."""
-    lines = [head, [":--"] + ["--:"] * (len(head) - 1), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def bars_table(result: Result) -> str:
@@ -102,134 +97,59 @@ def bars_table(result: Result) -> str:
 
 def means_table(result: Result) -> str:
     """Geometric means of the ratios by layer, pass and number of directions."""
-    head = ["layer"]
-    columns = [(which, directions) for which in PASSES for directions in (1, 2)]
-    head += [f"{which}, {directions} dir." for which, directions in columns]
+    head = ["layer", *(f"{which}, {directions} dir." for which, directions in COLUMNS)]
     body = []
     for layer in LAYERS:
         line = [layer]
-        for which, directions in columns:
+        for which, directions in COLUMNS:
             rows = rows_of(result, layer=layer, which=which, directions=directions)
-            line.append(f"{geometric_mean([r['ratio'] for r in rows]):.2f}" if rows else "")
+            line.append(f"{geometric_mean([ratio_of(r) for r in rows]):.2f}" if rows else "")
         body.append(line)
     return table(head, body)
 
 
-def rows_table(rows: list[Result]) -> str:
-    head = ["layer", "dir.", "T, B, H=I", "pass", "torch.nn ms", "bptt ms", "ratio"]
-    head += ["ratio q1 to q3", "torch.nn of GEMM", "bptt of GEMM", "rounds"]
+def short_table(rows: list[Row]) -> str:
+    head = [
+        "T, B, H=I",
+        "layer",
+        "torch.nn ms",
+        "bptt ms",
+        "ratio",
+        "bptt's share of the GEMM speed",
+    ]
     body = []
-    for row in rows:
-        line = [row["layer"], str(row["directions"])]
-        line += [f"{row['steps']}, {row['batch']}, {row['hidden']}", row["which"]]
-        for side in ("torch_ms", "bptt_ms"):
-            ms = row[side]
-            line.append(f"{ms['median']:.2f} ({ms['q1']:.2f} to {ms['q3']:.2f})")
-        line += [f"**{row['ratio']:.2f}**", f"{row['ratio_q1']:.2f} to {row['ratio_q3']:.2f}"]
-        line += [f"{row[f'{side}_share_of_gemm']:.0%}" for side in ("torch", "bptt")]
-        body.append([*line, str(row["rounds"])])
+    for row in sorted(rows, key=lambda r: (-r["hidden"], -r["batch"])):
+        theirs, ours = (row["providers"][name] for name in ("torch.nn", "bptt"))
+        line = [f"{row['steps']}, {row['batch']}, {row['hidden']}", row["layer"]]
+        line += [f"{entry['ms']['median']:.1f}" for entry in (theirs, ours)]
+        body.append([*line, f"{ratio_of(row):.2f}", f"{ours['share_of_gemm']:.0%}"])
     return table(head, body)
 
 
-def machine_line(result: Result) -> str:
-    machine, versions = result["machine"], result["versions"]
-    line = (
-        f"{machine['processor']}, {machine['cores']} cores, {result['threads']} threads, "
-        f"{machine['bptt_instructions']} instructions; torch {versions['torch']}, Python "
-        f"{versions['python']}, {machine['system']}; {result['dtype']}; {result['date']}"
-    )
-    return line
-
-
-def source_line(result: Result) -> str:
-    commit = result["commit"][:12] or "unknown"
-    changed = " with uncommitted changes" if result["sources_changed_since_commit"] else ""
-    return f"bptt {result['versions']['bptt']}, commit {commit}{changed}"
-
-
-def gemm_line(result: Result) -> str:
-    gemm = result["gemm"]
-    line = (
-        f"torch.mm of two {gemm['size']} x {gemm['size']} matrices ran at "
-        f"{gemm['gflops_before']:.0f} GFLOP/s before the rows and {gemm['gflops_after']:.0f} after"
-    )
-    load = result["other_load"]
-    if load is None:
-        return line
-    line += f"; other programs took {load:.0%} of the processor"
-    return f"{line}, so that the times say little" if load > DISTURBING else line
-
-
-def markdown(result: Result) -> str:
-    """The table beside a result file."""
-    part = "" if len(result["rows"]) == len(GRID) else f" ({len(result['rows'])} rows of the grid)"
-    return f"""# torch.nn and bptt{part}
-
-{machine_line(result)}. {source_line(result)}. {gemm_line(result)}.
-
-Ratio: median time of torch.nn / median time of bptt; above 1 bptt is faster. How it is measured:
-[benchmarks/README.md](../../README.md).
-
-{bars_table(result)}
-
-Geometric means of the ratios:
-
-{means_table(result)}
-
-All rows; times are medians (first to third quartile), shares are of the matrix product's speed:
-
-{rows_table(result["rows"])}
-"""
-
-
-def summary(result: Result) -> str:
-    """What the terminal shows."""
-    lines = [f"  {bar.what}: {bar.reached}, asked {bar.asked}" for bar in bars(result)]
-    verdicts = ["met   " if bar.met else "MISSED" for bar in bars(result)]
-    shown = [f"{v}{line}" for v, line in zip(verdicts, lines, strict=True)]
-    return "\n".join([machine_line(result), gemm_line(result), *shown])
-
-
-def committed() -> list[tuple[Path, Result]]:
-    """The result files of this folder."""
-    paths = sorted(RESULTS.glob("*/issue2.json"))
-    return [(path, json.loads(path.read_text(encoding="utf-8"))) for path in paths]
+def committed() -> list[Result]:
+    """The result files of CPUs in this folder."""
+    return [Result.read(path) for path in sorted(RESULTS.glob("cpu-*/standard.json"))]
 
 
 def readme_section() -> str:
     """README's speed section: every figure in it comes from a committed result file."""
     parts = [BEGIN]
-    for path, result in committed():
-        where = path.with_suffix(".md").relative_to(HERE.parent).as_posix()
+    for result in committed():
+        where = result.path.with_suffix(".md").relative_to(HERE.parent).as_posix()
         parts += [
-            f"Measured on: {machine_line(result)}. {source_line(result)}. {gemm_line(result)}. "
-            f"Every row with quartiles: [{where}]({where}).",
+            f"Measured on: {machine_line(result.content)}. {source_line(result.content)}. "
+            f"Every row, with quartiles, errors and memory: [{where}]({where}).",
+            "\n".join(figures_lines(result.content)),
             "Geometric means over five shapes of the ratio torch.nn / bptt, above 1 bptt is "
-            "faster; both sides timed in turns in one run:",
+            "faster; inference is without gradients, a step is forward and backward:",
             means_table(result),
             bars_table(result),
-            "One direction, milliseconds, forward+backward:",
-            short_table(rows_of(result, directions=1, which="forward+backward")),
+            "One direction, forward and backward:",
+            short_table(rows_of(result, directions=1, which="step")),
         ]
     if len(parts) == 1:
         parts.append("No result file is committed yet; `make bench` makes one.")
     return "\n\n".join([*parts, END])
-
-
-def short_table(rows: list[Result]) -> str:
-    head = ["T, B, H=I", "layer", "torch.nn", "bptt", "ratio", "bptt's share of the GEMM speed"]
-    body = [
-        [
-            f"{row['steps']}, {row['batch']}, {row['hidden']}",
-            row["layer"],
-            f"{row['torch_ms']['median']:.1f}",
-            f"{row['bptt_ms']['median']:.1f}",
-            f"{row['ratio']:.2f}",
-            f"{row['bptt_share_of_gemm']:.0%}",
-        ]
-        for row in sorted(rows, key=lambda r: (-r["hidden"], -r["batch"]))
-    ]
-    return table(head, body)
 
 
 def update_readme(text: str) -> str:
@@ -241,23 +161,23 @@ def update_readme(text: str) -> str:
     return before + readme_section() + after
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*", type=Path, help="result files; default: all committed")
-    parser.add_argument("--update-readme", action="store_true")
-    parser.add_argument("--enforce", action="store_true", help="exit code 1 if a bar is missed")
-    options = parser.parse_args()
-    read = [(path, json.loads(path.read_text(encoding="utf-8"))) for path in options.files]
+def main(
+    files: Annotated[list[Path] | None, typer.Argument(help="default: all committed")] = None,
+    readme: Annotated[bool, typer.Option("--update-readme")] = False,
+    enforce: Annotated[bool, typer.Option(help="exit code 1 if a bar is missed")] = False,
+) -> None:
+    """Print what is asked of a run beside what it reached."""
     missed = False
-    for path, result in read or committed():
-        path.with_suffix(".md").write_text(markdown(result), encoding="utf-8")
-        print(summary(result))
-        missed |= any(not bar.met for bar in bars(result))
-    if options.update_readme:
+    for result in [Result.read(path) for path in files or []] or committed():
+        print(f"{result.path}\n{machine_line(result.content)}")
+        for bar in bars(result):
+            print(f"  {'met   ' if bar.met else 'MISSED'}  {bar.what}: {bar.reached}, {bar.asked}")
+            missed |= not bar.met
+    if readme:
         text = README.read_text(encoding="utf-8")
         README.write_text(update_readme(text), encoding="utf-8")
-    return int(missed and options.enforce)
+    sys.exit(int(missed and enforce))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    typer.run(main)

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PARTS = ("csrc", "kernels", "python", "setup.py", "pyproject.toml", "LICENSE", "README.md")
 
 
-def test_build(benchmark: Any, record_fact: Any, request: pytest.FixtureRequest, tmp_path: Path):
+def test_build(benchmark: Any, request: pytest.FixtureRequest, tmp_path: Path):
     if not request.config.getoption("--build-time"):
         pytest.skip("takes minutes: pass --build-time")
     for part in PARTS:
@@ -31,5 +31,3 @@ def test_build(benchmark: Any, record_fact: Any, request: pytest.FixtureRequest,
         lambda: subprocess.run(command, cwd=tmp_path, env=environment, check=True), rounds=1
     )
     assert list((tmp_path / "python" / "bptt").glob("_C*.so"))
-    if benchmark.stats is not None:
-        record_fact("build_s", benchmark.stats.stats.median)

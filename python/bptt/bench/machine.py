@@ -7,10 +7,12 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import time
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -98,6 +100,16 @@ def _asked(*command: str) -> str:
     except (OSError, subprocess.TimeoutExpired):
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
+
+
+def import_seconds(rounds: int = 5) -> float:
+    """What `import bptt` adds to a fresh process that has torch; the median."""
+    code = (
+        "import time, torch; a = time.perf_counter(); import bptt; print(time.perf_counter() - a)"
+    )
+    command = [sys.executable, "-c", code]
+    times = [float(subprocess.check_output(command, text=True)) for _ in range(rounds + 1)]
+    return median(times[1:])  # the first may read files from the disk
 
 
 def folder_of(facts: dict[str, Any]) -> str:

@@ -180,7 +180,7 @@ def grid(name: str, device: str) -> list[Problem]:
         long = [(t, 16, 256) for t in (1, 16, 64, 1024, 4096)]
         precisions = list(PRECISIONS) if gpu else ["fp32", "bf16"]
         return [
-            *product(LAYERS, precisions, [*shapes, *long], (1, 2)),
+            *product(LAYERS, precisions, dict.fromkeys([*shapes, *long]), (1, 2)),
             *product(LAYERS, precisions, (shapes[5], shapes[10]), depths=(2, 4)),
         ]
     raise ValueError(f"grid must be one of {GRIDS}, got {name!r}")

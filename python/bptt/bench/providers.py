@@ -138,7 +138,9 @@ def twin(layer: nn.RNNBase) -> nn.RNNBase:
 
 
 def _explained(module: nn.Module, x: Tensor) -> str:
-    said = bptt.explain(module.layer, x)
+    layer = module.layer
+    assert isinstance(layer, nn.Module)
+    said = bptt.explain(layer, x)
     return f"{said.backend}: {said.kernel}"
 
 

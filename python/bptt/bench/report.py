@@ -71,6 +71,8 @@ def figures_lines(content: dict[str, Any]) -> list[str]:
         lines.append(f"- copy of a large array: {figures['copy']:.0f} GB/s, read and written")
     for name, us in figures.get("exchanges_us", {}).items():
         lines.append(f"- exchange among the blocks of a {name}: {us:.2f} us")
+    if "import_s" in figures:
+        lines.append(f"- `import bptt` after torch: {figures['import_s']:.3f} s")
     load = content.get("other_load")
     if load is not None:
         said = ", so that the times say little" if load > DISTURBING else ""

@@ -104,8 +104,10 @@ def validate(content: dict[str, Any]) -> None:
     Raises:
         BadResult: with the place and what is wrong there.
     """
-    import jsonschema
-
+    try:
+        import jsonschema
+    except ModuleNotFoundError:
+        raise BadResult("reading a result file needs jsonschema (pip install jsonschema)") from None
     try:
         jsonschema.validate(content, SCHEMA)
     except jsonschema.ValidationError as error:

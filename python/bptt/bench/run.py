@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from . import floor, memory
+from . import floor, machine, memory
 from .problems import PRECISIONS, Problem
 from .providers import BASELINE, Provider
 from .results import Result
@@ -98,6 +98,8 @@ class Run:
         wanted = [p for p in {p.precision: p for p in problems} if f"gemm_{p}" not in figures]
         if wanted or "copy" not in figures:
             figures.update(floor.peaks(self.device, wanted))
+        if "import_s" not in figures:
+            figures["import_s"] = machine.import_seconds()
         if self.device == "cuda" and "exchanges_us" not in figures:
             figures["exchanges_us"] = floor.exchanges()
 

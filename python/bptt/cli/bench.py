@@ -264,7 +264,7 @@ def _cells(entry: dict[str, Any]) -> list[str]:
         ratio = f"[{color}]{value:.2f}[/]"
         spread = f"{entry['ratio']['q1']:.2f} to {entry['ratio']['q3']:.2f}"
     share = f"{entry['share_of_floor']:.0%}"
-    saved = f"{entry['saved_bytes'] / 1e6:.1f}"
+    saved = f"{entry['saved_bytes'] / 1e6:.2f}"
     return [f"{entry['us_per_step']:.1f}", ratio, spread, share, saved]
 
 

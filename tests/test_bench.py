@@ -13,7 +13,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import bptt
-from bptt.bench import compare, floor, memory, providers, report, results, timing
+from bptt import measured
+from bptt.bench import choice, compare, floor, memory, providers, report, results, timing
 from bptt.bench import problems as known
 from bptt.bench.problems import Problem
 from bptt.bench.run import Run, relative_error
@@ -361,6 +362,37 @@ def test_two_files_side_by_side(path, tmp_path):
     assert done.exit_code == 0 and "2 faster" in done.output
     done = CliRunner().invoke(app, ["bench", "--compare", str(path), str(tmp_path / "no.json")])
     assert done.exit_code == 2 and "No such file" in done.output
+
+
+# --- which backend is best ------------------------------------------------------------------------
+
+
+def test_a_table_of_choices_is_what_bptt_measured_reads(tmp_path, monkeypatch):
+    def row(hidden, batch, **ms):
+        one = Problem("LSTM", "fp16", 8, batch, hidden, hidden)
+        entries = {name.replace("_", " "): timed(value) for name, value in ms.items()}
+        entries["torch.nn"] = entries.pop("torch")
+        return {**one.asdict(), "providers": entries}
+
+    rows = [
+        row(256, 16, torch=3.0, bptt=1.0, bptt_cuda=1.0),
+        row(512, 16, torch=1.0, bptt=2.0, bptt_cuda=2.0),
+        row(1024, 16, torch=3.0, bptt=2.0, bptt_cuda_grid=1.5, bptt_triton_persistent=0.1),
+        row(1024, 64, torch=1.99, bptt=2.0),
+    ]
+    device = {"kind": "cuda", "name": "NVIDIA Something"}
+    content = {"device": device, "grid": "full", "commit": "abc", "rows": rows}
+    made = choice.table(results.Result(tmp_path / "r.json", content))
+    path = tmp_path / "table.json"
+    path.write_text(json.dumps(made))
+    monkeypatch.setenv("BPTT_MEASURED", str(path))
+    measured.rows_for.cache_clear()
+    found = measured.rows_for("NVIDIA Something")
+    measured.rows_for.cache_clear()
+    assert [(r.hidden, r.batch, r.backend, r.tier) for r in found] == [
+        ((363, 724), (16, 32), "torch", ""),
+        ((725, 1024), (16, 32), "cuda", "grid"),
+    ]
 
 
 # --- what is measured beside time -----------------------------------------------------------------

@@ -1,7 +1,7 @@
 """What was measured to be faster than the first choice: a table that `auto` and plans look into.
 
-A table is a JSON file for one device, as `benchmarks/gpu.py` writes it, in the package's folder
-`tables` or named by BPTT_MEASURED:
+A table is a JSON file for one device, as `bptt bench --table FILE` writes it, in the package's
+folder `tables` or named by BPTT_MEASURED:
 
     {"device": "NVIDIA H200", "source": "benchmarks/results/...", "rows": [
       {"cell": "lstm", "dtype": "float16", "directions": 1, "hidden": [768, 768],

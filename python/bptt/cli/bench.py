@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
@@ -41,6 +42,9 @@ def bench(
     compare: Annotated[
         tuple[Path, Path] | None, typer.Option(help="two result files, and measure nothing")
     ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="also write what BPTT_MEASURED takes: which backend is best")
+    ] = None,
     list_: Annotated[bool, typer.Option("--list", help="show the problems, measure none")] = False,
 ) -> None:
     """Speed of recurrent layers beside torch.nn.
@@ -70,7 +74,7 @@ def bench(
     narrowed = any((layers, precision, directions, depth, passes))
     _measure(
         console, problems, named if not narrowed else f"{named}-part", place, provider or [],
-        threads, seconds, minutes, output, fresh,
+        threads, seconds, minutes, output, fresh, table,
     )  # fmt: skip
 
 
@@ -147,10 +151,11 @@ def _shape(word: str) -> list[int]:
 def _measure(
     console: Console, problems: list[Problem], grid: str, device: str, names: list[str],
     threads: int, seconds: float, minutes: float, output: Path | None, fresh: bool,
+    table: Path | None,
 ) -> None:  # fmt: skip
     import torch
 
-    from bptt.bench import machine, providers, report, results
+    from bptt.bench import choice, machine, providers, report, results
     from bptt.bench.run import Run
 
     if threads:
@@ -176,6 +181,9 @@ def _measure(
         result.content["other_load"] = load.share()
         result.write()
     written = report.write(result)
+    if table is not None:
+        table.write_text(json.dumps(choice.table(result), indent=1) + "\n", encoding="utf-8")
+        written.append(table)
     _show(console, result)
     console.print("written:", *(str(each) for each in (path, *written)), sep="\n  ")
     if interrupted:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from .bench import bench
+from .check import check
 
 app = typer.Typer(
     name="bptt",
@@ -20,3 +21,4 @@ def root() -> None:
 
 
 app.command("bench")(bench)
+app.command("check")(check)

@@ -191,6 +191,8 @@ def test_files_have_what_the_tables_show(tmp_path):
         assert cells[4] == ("none" if theirs is None else f"{theirs:.2f}")
     errors = [error for outcome in content["outcomes"] for error in outcome["errors"]]
     assert sum(error["torch_nn"] is not None for error in errors) == content["tensors_compared"]
+    for name, mean in content["mean_ratios"].items():
+        assert f"{mean:.2f} times torch.nn's in the mean: {name}" in result.output
     worse = len(content["less_accurate"])
     assert (
         f"less accurate than torch.nn in {worse} of {content['tensors_compared']}" in result.output

@@ -218,7 +218,7 @@ _OWN_QUICK: tuple[dict[str, Any], ...] = (
     {**_BOTH, "resets": True, "merge_mode": "sum", "layout": "batch first", "hidden": 13},
 )
 _SIZES = ((1, 1, 5, 8), (7, 3, 10, 15), (33, 17, 6, 31), (16, 8, 32, 32))  # T, B, I, H
-_LARGE = ((512, 1, 16, 32), (200, 4, 24, 40), (12, 64, 128, 96), (25, 16, 100, 256))
+_LARGE = ((512, 1, 16, 32), (200, 4, 24, 40), (12, 64, 128, 96), (20, 32, 512, 512))
 
 
 def checks(full: bool = False, layers: Sequence[str] = LAYERS) -> list[Check]:

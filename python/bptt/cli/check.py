@@ -213,7 +213,7 @@ class Side:
         return cls(largest, theirs, ratio, sum(a <= b for a, b in pairs), len(pairs))
 
     def cells(self) -> list[str]:
-        compared = f"{self.as_accurate}/{self.compared}" if self.compared else ""
+        compared = f"{self.as_accurate / self.compared:.0%}" if self.compared else ""
         theirs = "none" if self.torch_nn is None else _number(self.torch_nn)
         return [_number(self.bptt), theirs, _number(self.ratio), compared]
 
@@ -237,12 +237,9 @@ class Row:
 
     @classmethod
     def of(cls, layer: str, dtype: str, backend: str, outcomes: list[Outcome]) -> Row:
-        pairs = [(e.bptt, e.torch_nn) for o in outcomes for e in o.errors]
-        logs = [math.log(a / b) for a, b in pairs if b and a and math.isfinite(a)]
-        mean = math.exp(sum(logs) / len(logs)) if logs else None
         sides = Side.of(outcomes, False), Side.of(outcomes, True)
         passed = sum(o.passed for o in outcomes)
-        return cls(layer, dtype, backend, len(outcomes), passed, *sides, mean)
+        return cls(layer, dtype, backend, len(outcomes), passed, *sides, _mean_ratio(outcomes))
 
     def cells(self) -> list[str]:
         head = [self.dtype, self.backend, f"{self.passed}/{self.cases}"]
@@ -287,6 +284,15 @@ class Report:
         return sum(e.torch_nn is not None for o in self.outcomes for e in o.errors)
 
     @property
+    def mean_ratios(self) -> dict[str, float]:
+        """Geometric means of bptt's error over torch.nn's, by backend and dtype."""
+        groups: dict[str, list[Outcome]] = {}
+        for o in self.outcomes:
+            groups.setdefault(f"{o.backend} {o.precision.name}", []).append(o)
+        means = {name: _mean_ratio(group) for name, group in groups.items()}
+        return {name: mean for name, mean in means.items() if mean is not None}
+
+    @property
     def no_torch_nn(self) -> list[str]:
         """Why torch.nn has no errors in some of what it has at all."""
         reasons = {
@@ -303,6 +309,13 @@ class Report:
         return shlex.join([*words, "--seed", str(self.seed)])
 
 
+def _mean_ratio(outcomes: Iterable[Outcome]) -> float | None:
+    """Geometric mean over all tensors of bptt's error over torch.nn's; None where there is none."""
+    pairs = [(e.bptt, e.torch_nn) for o in outcomes for e in o.errors]
+    logs = [math.log(a / b) for a, b in pairs if b and a and math.isfinite(a)]
+    return math.exp(sum(logs) / len(logs)) if logs else None
+
+
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.2f}" if value < 10 else f"{value:.3g}"
 
@@ -312,10 +325,14 @@ def _notes(report: Report) -> list[str]:
     worse = report.less_accurate
     lines = [
         "Largest errors, in units of eps times the largest exact value, of bptt and torch.nn (nn); "
-        "their ratio (/nn); cases where bptt is at least as accurate (≤nn): of outputs and final "
-        "states, then of gradients. Mean: geometric mean of the ratios of all tensors.",
+        "their ratio (/nn); share of cases where bptt is at least as accurate (≤nn): of outputs "
+        "and final states, then of gradients. Mean: geometric mean of all tensors' ratios.",
         *(f"not run: {line}" for line in report.not_run),
         *(f"torch.nn none: {line}" for line in report.no_torch_nn),
+        *(
+            f"bptt's errors are {mean:.2f} times torch.nn's in the mean: {name}"
+            for name, mean in report.mean_ratios.items()
+        ),
         f"bptt is less accurate than torch.nn in {len(worse)} of {report.compared} tensors"
         + (", the largest differences in units:" if worse else "."),
     ]
@@ -337,7 +354,7 @@ def _show(console: Console, report: Report) -> None:
     rows = report.rows
     for layer in dict.fromkeys(row.layer for row in rows):
         table = Table(box=box.SIMPLE_HEAD, title=layer, title_style="bold", title_justify="left",
-                      pad_edge=False, padding=(0, 1, 0, 0))  # fmt: skip
+                      pad_edge=False, padding=0)  # fmt: skip
         for i, head in enumerate(_HEAD):
             table.add_column(f"\n{head}", justify="right" if i == 2 else "left", overflow="fold")
         for first in ("out", "grad"):
@@ -379,6 +396,7 @@ def as_json(report: Report) -> str:
         "passed": not report.failed,
         "summary": [asdict(row) for row in report.rows],
         "not_run": report.not_run,
+        "mean_ratios": report.mean_ratios,
         "tensors_compared": report.compared,
         "less_accurate": report.less_accurate,
         "failed": [_entry(o) | {"rerun": report.rerun(o)} for o in report.failed],

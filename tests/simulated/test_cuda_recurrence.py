@@ -129,6 +129,33 @@ def test_options_and_edges(cell, dtype, change, tier):
     check(replace(Case(cell), **change), fitting(dtype, tier), "cuda")
 
 
+@pytest.mark.parametrize("units", [8, 40], ids=["eight rows", "sixteen rows"])
+@pytest.mark.parametrize("dtype", [BF16, F32], ids=dtype_name)
+@pytest.mark.parametrize("seed", [1, 2])
+def test_weights_that_reach_registers_in_several_turns(units, dtype, seed, monkeypatch):
+    """Of a warp's rows 200 columns; 32 to 128 of them pass through shared memory at a time."""
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+    torch.ops.bptt.simulate(seed, PROCESSORS)
+    cut = {"tier": "grid", "team": -(-200 // units), "units": units, "rows": 8, "passes": 1}
+
+    def plan(cell, kind, sizes, projected, backward, device):
+        limits = gpu.device_limits(device)
+        planned = gpu.make_plan(cell, gpu.number_of(kind), sizes, False, backward, limits, "step")
+        return replace(planned, **cut, parts=1, held=1, threads=96, waves=1)
+
+    monkeypatch.setattr(gpu, "plan_for", plan)
+    case = Case("rnn_tanh", steps=3, batch=3, hidden=200, seed=seed)
+    if dtype == BF16:
+        check(case, BF16, "cuda")
+    else:
+        tensors = float_inputs(case)
+        with bptt.backend("cuda"):
+            ours = call(case, tensors)[0]
+        with bptt.backend("cpu"):
+            exact = call(case, tensors)[0]
+        assert (ours - exact).abs().max() < 4e-3 * exact.abs().max()
+
+
 @pytest.mark.parametrize("seed", range(2, 6))
 @every_tier
 def test_any_order_of_threads_and_deliveries(tier, seed):

@@ -55,7 +55,8 @@ def gradflow(
             device=device,
         )  # fmt: skip
         _check_device(settings)
-    except ValueError as error:
+        output.mkdir(parents=True, exist_ok=True)
+    except (ValueError, OSError) as error:
         raise typer.BadParameter(str(error)) from None
     console = Console()
     if not console.is_terminal:
@@ -106,7 +107,6 @@ def _run(settings: Settings, console: Console) -> list[Flow]:
 def _show(settings: Settings, flows: list[Flow], output: Path, console: Console) -> None:
     from ..gradflow import report
 
-    output.mkdir(parents=True, exist_ok=True)
     figure, curves, summary = (output / name for name in FILES)
     report.write_figure(settings, flows, figure)
     report.write_csv(flows, curves)

@@ -51,7 +51,7 @@ def table(flows: Sequence[Flow]) -> Table:
             flow.network,
             flow.phase,
             str(flow.layer),
-            f"{flow.loss:.4f}",
+            f"{flow.loss:.4g}",
             f"{s.last:.2e}",
             "underflow" if s.first < flow.tiny else f"{s.first:.2e}",
             "-" if s.rate is None else f"x {s.rate:.4f}",

@@ -5,6 +5,7 @@ with its gradient. The fused GPU kernels are held against the same reference in 
 tests/simulated.
 """
 
+import copy
 import warnings
 
 import pytest
@@ -16,6 +17,14 @@ from torch.utils.checkpoint import checkpoint
 import bptt
 from bptt.cells import CELLS
 from cases import ALL_CELLS, BF16, F32, F64, LSTMS, Case, HiddenGradients, check, make_inputs, run
+
+# Of torch's own, while it compiles.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:torch"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:torch"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec:FutureWarning"),
+]
 
 BACKENDS = ("reference", "cpu")
 LAYERS = (bptt.RNN, bptt.GRU, bptt.LSTM)
@@ -344,7 +353,38 @@ def test_the_torch_backend_refuses():
 
 
 @pytest.mark.slow
-def test_a_whole_graph_is_refused():
+def test_compiled_calls():
+    """A full graph has no place for norms; without one the layer runs in eager mode."""
     layer, x, norms = bptt.GRU(3, 4), torch.randn(5, 2, 3), bptt.GradientNorms()
+
+    def model(x):
+        return 2 * layer(x, grad_norms=norms)[0]
+
     with pytest.raises(RuntimeError, match=r"grad_norms does not work under torch\.compile"):
-        torch.compile(lambda x: layer(x, grad_norms=norms)[0], fullgraph=True)(x)
+        torch.compile(model, fullgraph=True)(x)
+    torch._dynamo.reset()
+    torch.compile(model)(x).square().sum().backward()
+    (ours,) = norms.layers
+    model(x).square().sum().backward()
+    torch.testing.assert_close(ours, norms.layers[0])
+
+
+def test_export_is_refused():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norms = bptt.GRU(3, 4), bptt.GradientNorms()
+
+        def forward(self, x):
+            return self.layer(x, grad_norms=self.norms)[0]
+
+    with pytest.raises(RuntimeError, match=r"does not work under torch\.compile or torch\.export"):
+        torch.export.export(Model(), (torch.randn(5, 2, 3),))
+
+
+def test_copies_are_independent():
+    layer, norms = bptt.GRU(3, 4), bptt.GradientNorms()
+    layer(torch.randn(5, 2, 3), grad_norms=norms)[0].sum().backward()
+    copied = copy.deepcopy(norms)
+    layer(torch.randn(6, 2, 3), grad_norms=norms)[0].sum().backward()
+    assert len(copied.layers[0]) == 5 and len(norms.layers[0]) == 6

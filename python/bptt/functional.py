@@ -286,6 +286,21 @@ def run(
     norms: GradientNorms | None = None,
 ) -> tuple[Any, Any]:
     """Check a call's tensors, run the layers time-major, and hand back the layout that came in."""
+    if isinstance(norms, GradientNorms):
+        return norms._eagerly(_run, call, input, hx, weights, lengths, resets, norms)
+    return _run(call, input, hx, weights, lengths, resets, norms)
+
+
+def _run(
+    call: Call,
+    input: Any,
+    hx: Any,
+    weights: Sequence[Any],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    norms: GradientNorms | None,
+) -> tuple[Any, Any]:
+    """`run`, in eager mode where norms are asked for."""
     kind, packed = call.kind, isinstance(input, PackedSequence)
     has_cell_state = kind == "LSTM"
     batched, places = True, None

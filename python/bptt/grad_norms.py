@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+_NOT_COMPILED = (
+    "bptt: grad_norms does not work under torch.compile or torch.export: a compiled backward pass "
+    "has no place to leave them; call the layer in eager mode"
+)
 
 
 class GradientNorms:
@@ -39,9 +44,10 @@ class GradientNorms:
 
     Raises:
         ValueError: from a forward pass in which some layer's states will get no gradient.
-        RuntimeError: from a forward or backward pass under torch.compile, torch.export, torch.func,
-            vmap or forward-mode AD, which have no such place to write to; from `layers` before a
-            backward pass.
+        RuntimeError: from a forward or backward pass under torch.export, torch.func, vmap or
+            forward-mode AD, which have no such place to write to, and under torch.compile with
+            fullgraph=True (without, the graph breaks around the layer, which runs in eager mode);
+            from `layers` before a backward pass.
 
     Sources: Bengio, Simard and Frasconi, "Learning Long-Term Dependencies with Gradient Descent is
     Difficult" (1994); Pascanu, Mikolov and Bengio, "On the Difficulty of Training Recurrent Neural
@@ -50,6 +56,9 @@ class GradientNorms:
 
     def __init__(self) -> None:
         self._values: list[Tensor | None] = []
+        # Whatever Dynamo cannot trace it runs in pieces, and norms would be lost between them. Made
+        # here, as it recognises only what was marked before; not at import, as that takes a second.
+        self._eagerly = torch.compiler.disable(_called, reason=_NOT_COMPILED)
 
     @property
     def layers(self) -> list[Tensor]:
@@ -78,6 +87,10 @@ class GradientNorms:
         # The squares of what has almost vanished are no numbers of float32 any more.
         norms = torch.linalg.vector_norm(dh, dim=-1, dtype=torch.float64)
         return norms if dh.dtype == torch.float64 else norms.float()
+
+
+def _called(function: Callable[..., Any], *arguments: Any) -> Any:
+    return function(*arguments)
 
 
 class LayerNorms:
@@ -161,10 +174,7 @@ def start_norms(
             f"{kind}: grad_norms must be a bptt.GradientNorms, got {type(norms).__name__}"
         )
     if torch.compiler.is_compiling():
-        raise RuntimeError(
-            f"{kind}: grad_norms does not work under torch.compile or torch.export: a compiled "
-            "backward pass has no place to leave them; call the layer in eager mode"
-        )
+        raise RuntimeError(_NOT_COMPILED)
     values: list[Tensor | None] = [None] * layers
     norms._values = values
     return [LayerNorms(norms, values, layer, order) for layer in range(layers)]

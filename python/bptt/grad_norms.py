@@ -21,12 +21,12 @@ class GradientNorms:
     all steps after it. A backward pass knows the whole gradient of h_t at one moment, which is when
     its kernel writes it down:
 
-        n_t = ||dL/dh_t||_2,     dL/dh_t = dL/dy_t + (dh_{t+1}/dh_t)^T dL/dh_{t+1}  [+ dL/dh_n]
+        n_t = ||dL/dh_t||_2,     dL/dh_t = dL/dy_t + (ds_{t+1}/dh_t)^T dL/ds_{t+1}  [+ dL/dh_n]
 
-    with the last term at the sequence's last step alone, and t + 1 standing for the step that comes
-    next in the layer's direction. (In an LSTM the cell state is a second way to the steps after it,
-    which is not counted: that of c_t.) Falling fast towards early steps it vanishes, rising it
-    explodes.
+    with the last term at the sequence's last step alone, t + 1 the step that comes next in the
+    layer's direction, and s the states that a step leaves: h, in an LSTM h and c. (What c_t passes
+    to the steps after it other than through h_t belongs to the gradient of c_t.) A norm that falls
+    fast towards early steps vanishes, one that rises explodes.
 
         norms = bptt.GradientNorms()
         y, h_n = layer(x, grad_norms=norms)
@@ -34,7 +34,8 @@ class GradientNorms:
         norms.layers[0]                                # [T, B, D]
 
     One object serves one call at a time, that of a layer or of a function in `bptt.functional`. A
-    later backward pass through the same call, or a later call, replaces the values.
+    later backward pass through the same call replaces the values of the layers that it reaches, a
+    later call those of all.
 
     Attributes:
         layers: a list of tensors `[T, B, D]`, the bottom layer first; D counts directions. They are
@@ -51,7 +52,7 @@ class GradientNorms:
 
     Sources: Bengio, Simard and Frasconi, "Learning Long-Term Dependencies with Gradient Descent is
     Difficult" (1994); Pascanu, Mikolov and Bengio, "On the Difficulty of Training Recurrent Neural
-    Networks" (2013), whose equation 5 is the product of dh_{t+1}/dh_t.
+    Networks" (2013), whose equation 5 is the product of the Jacobians dh_{t+1}/dh_t.
     """
 
     def __init__(self) -> None:
@@ -62,26 +63,25 @@ class GradientNorms:
 
     @property
     def layers(self) -> list[Tensor]:
-        values = [value for value in self._values if value is not None]
-        if not self._values or len(values) < len(self._values):
+        missing = self._missing()
+        if missing is not None:
             raise RuntimeError(
-                f"GradientNorms: {self._state()}; pass this object as grad_norms= to a layer's "
-                "forward and call loss.backward() before reading layers"
+                f"GradientNorms: {missing}; pass this object as grad_norms= to a layer's forward "
+                "and call loss.backward() before reading layers"
             )
-        return values
+        return [value for value in self._values if value is not None]
 
-    def _state(self) -> str:
+    def _missing(self) -> str | None:
+        """Why there is nothing to read, or None."""
         if not self._values:
             return "no forward pass was given this object"
         missing = [str(k) for k, value in enumerate(self._values) if value is None]
-        return f"no gradient has come to layer {', '.join(missing)} yet"
+        return f"no gradient has come to layer {', '.join(missing)} yet" if missing else None
 
     def __repr__(self) -> str:
-        if not self._values or None in (
-            shapes := [v if v is None else v.shape for v in self._values]
-        ):
-            return f"GradientNorms({self._state()})"
-        return f"GradientNorms(layers={[list(shape) for shape in shapes if shape is not None]})"
+        missing = self._missing()
+        shown = f"layers={[list(v.shape) for v in self.layers]}" if missing is None else missing
+        return f"GradientNorms({shown})"
 
     def _measure(self, dh: Tensor) -> Tensor:
         # The squares of what has almost vanished are no numbers of float32 any more.

@@ -1,8 +1,8 @@
 """How gradients flow through time: the norm of dL/dh_t at each step of an RNN, a GRU and an LSTM.
 
-The loss L stands at the end of a sequence. On its way to step t its gradient passes through one
-Jacobian dh_{s+1}/dh_s for each step in between, so its norm ||dL/dh_t||_2 goes up or down about
-exponentially with the distance to the loss: it explodes or vanishes. Gates are there to keep it.
+The loss L stands at the end of a sequence. On its way to step t its gradient is multiplied by one
+Jacobian for each step in between, so its norm ||dL/dh_t||_2 goes up or down about exponentially
+with the distance to the loss: it explodes or vanishes. Gates are there to keep it.
 
     settings.py   what is measured
     adding.py     the task

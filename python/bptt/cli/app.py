@@ -8,7 +8,6 @@ from .gradflow import gradflow
 
 app = typer.Typer(
     name="bptt",
-    help="Fused recurrent kernels for PyTorch: their speed, their accuracy, their gradients.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -16,8 +15,8 @@ app = typer.Typer(
 
 
 @app.callback()
-def _several() -> None:
-    """Makes typer ask for a subcommand even while there is one alone."""
+def root() -> None:
+    """Fused recurrent kernels for PyTorch: their speed, their accuracy, their gradients."""
 
 
 app.command("gradflow")(gradflow)

@@ -63,6 +63,7 @@ class Variant:
         plan: the tier and tile.
         projected: whether the LSTM's output is projected.
         second: the step tier's second launch.
+        gradients: whether the gradients of all hidden states are asked for.
     """
 
     kernel: str
@@ -72,6 +73,7 @@ class Variant:
     plan: Plan
     projected: bool = False
     second: bool = False
+    gradients: bool = False
 
     @property
     def state(self) -> int:
@@ -99,6 +101,13 @@ def variants(chip: Chip) -> Iterator[Variant]:
                         if key not in seen:
                             seen.add(key)
                             yield from _kernels(way, cell, precision, hidden, projected, plan)
+
+
+def asking(chip: Chip) -> Iterator[Variant]:
+    """Those that can be asked for the gradients of all hidden states, and are."""
+    for variant in variants(chip):
+        if variant.kernel.startswith("backward") and not variant.projected and not variant.second:
+            yield replace(variant, gradients=True)
 
 
 def _kernels(
@@ -166,7 +175,9 @@ def _absent(variant: Variant) -> set[str]:
     spec = CELLS[variant.cell]
     absent = {"scratch"}
     if not variant.projected:
-        absent |= {"w_hr", "dh_all"}
+        absent.add("w_hr")
+        if not variant.gradients:
+            absent.add("dh_all")
         if spec.stages == 1:
             absent.add("operand")
     if not spec.peepholes:
@@ -247,13 +258,15 @@ def main() -> None:
     parser.add_argument(
         "--first", type=int, default=0, help="how many variants to leave out before"
     )
+    parser.add_argument(
+        "--gradients", action="store_true", help="backward kernels that write dL/dh_t as well"
+    )
     arguments = parser.parse_args()
+    chosen = asking if arguments.gradients else variants
     if arguments.markdown:
         print(f"Triton {triton.__version__}, {arguments.target}\n")
         print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
-    for variant in islice(
-        variants(CHIPS[arguments.target]), arguments.first, None, arguments.every
-    ):
+    for variant in islice(chosen(CHIPS[arguments.target]), arguments.first, None, arguments.every):
         row = measure(variant, arguments.target)
         if arguments.markdown:
             print(f"| {' | '.join(str(row[name]) for name in COLUMNS)} |", flush=True)

@@ -54,7 +54,7 @@ class BackwardIO(NamedTuple):
     dc: Any  # [D, B, H] float32; dc_n on entry
     dpeephole: Any  # [B, D, P, H] float32; zeros on entry
     operand: Any  # [T, B, D, H]: what the second product of each step multiplied
-    dh_all: Any  # [T, B, D, R]: gradient of every hidden state, for a projection
+    dh_all: Any  # [T, B, D, R]: gradient of every hidden state, if asked or projected
     H: Any
     R: Any
 
@@ -90,6 +90,13 @@ def states_after(io, row, n, active, STATES: tl.constexpr):
     if STATES == 2:
         states = states + (load_wide(io.cells + row * io.H + n, mask),)
     return states
+
+
+@triton.jit
+def store_hidden(io, row, n, inside, active, dh):
+    """The gradient of the hidden state; zero where a row takes no step."""
+    if io.dh_all is not None:
+        store_as(io.dh_all + row * io.R + n, tl.where(active, dh, 0.0), inside)
 
 
 @triton.jit
@@ -157,6 +164,7 @@ def backward_resident(
         dh = dstates[0]
         if io.dy is not None:
             dh += load_wide(io.dy + row * io.H + n, active & inside)
+        store_hidden(io, row, n, inside, active, dh)
         arrived = (dh,)
         if STATES == 2:
             arrived = arrived + (dstates[1],)
@@ -257,10 +265,9 @@ def first_product(
     dh = hidden_gradient(
         io, t, b, n, d, backwards, active, last, T, B, D, G - FROM, G, BB, BN, BK, PRECISION
     )
+    units = n < io.R
+    store_hidden(io, row_index(t, b, d, B, D), n, (b < B) & units, active, dh)
     if io.w_hr is not None:
-        units = n < io.R
-        p_dh = io.dh_all + row_index(t, b, d, B, D) * io.R + n
-        store_as(p_dh, tl.where(active, dh, 0.0), (b < B) & units)
         # dh_n has been taken in; nothing else bypasses the product.
         lane = d * B.to(tl.int64) + b
         store_as(io.dh + lane * io.R + n, tl.zeros((BB, BN), tl.float32), active & units)

@@ -99,6 +99,7 @@ def backward(
     lengths: Tensor | None,
     resets: Tensor | None,
     reverse: Sequence[int],
+    keep_dh: bool = False,
 ) -> tuple[Tensor, ...]:
     """`bptt::recurrence_backward`."""
     loop = LoopInputs(None, None, None, None, w_hh, None, w_hr, peephole, h0, c0, lengths, resets)
@@ -117,7 +118,7 @@ def backward(
     if peephole is not None:
         dpeephole = y.new_zeros(batch, *peephole.shape, dtype=torch.float32)
     operand = new(y, steps, batch, directions, hidden) if two_products else None
-    dh_all = new(y, steps, batch, directions, state) if projected else None
+    dh_all = new(y, steps, batch, directions, state) if projected or keep_dh else None
     if y.numel():
         io = back.BackwardIO(
             dense(dy),

@@ -34,6 +34,7 @@ class Case:
             unsorted and hold 0 and T; the input is NaN past them.
         states: whether an initial state is given.
         strided: whether the input, the initial states and the weights are strided views.
+        hidden_gradients: whether dL/dh_t of every layer is asked for, too, as grad_norms= does.
     """
 
     cell: str = "lstm"
@@ -50,6 +51,7 @@ class Case:
     batch_first: bool = False
     strided: bool = False
     recompute: bool = False
+    hidden_gradients: bool = False
     seed: int = 0
 
     @property
@@ -168,7 +170,16 @@ def as_strided(tensor: Tensor) -> Tensor:
     return spaced[..., 0]
 
 
-def call(case: Case, tensors: dict[str, Tensor | None]) -> tuple[Tensor, Tensor, Tensor | None]:
+class HiddenGradients(bptt.GradientNorms):
+    """The gradients dL/dh_t `[T, B, D, R]` themselves, in `layers`, instead of their norms."""
+
+    def _measure(self, dh: Tensor) -> Tensor:
+        return dh
+
+
+def call(
+    case: Case, tensors: dict[str, Tensor | None], norms: bptt.GradientNorms | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Call `bptt.functional` on a case's tensors; returns y (time-major), h_n, c_n."""
     x, resets = tensors["x"], tensors["resets"]
     if case.batch_first:
@@ -182,6 +193,7 @@ def call(case: Case, tensors: dict[str, Tensor | None]) -> tuple[Tensor, Tensor,
         "lengths": tensors["lengths"],
         "resets": resets,
         "recompute": case.recompute,
+        "grad_norms": norms,
     }
     weights = [t for name, t in tensors.items() if "_l" in name and is_data(name)]
     hx = tensors["h0"]
@@ -220,9 +232,10 @@ def run(
             # Not a leaf, so that a strided view stays one.
             tensors[name] = value.requires_grad_() if is_data(name) else value
     ops = OpCounter()
+    norms = HiddenGradients() if case.hidden_gradients else None
     # The counter would make a reference step, made of many small operations, twice as slow.
     with bptt.backend(backend), ops if backend != "reference" else one_thread():
-        outputs = dict(zip(("y", "h_n", "c_n"), call(case, tensors), strict=True))
+        outputs = dict(zip(("y", "h_n", "c_n"), call(case, tensors, norms), strict=True))
         wanted = {n: t for n, t in tensors.items() if t is not None and is_data(n)}
         loss = sum((t * tensors[f"loss_{n}"]).sum() for n, t in outputs.items() if t is not None)
         grads = torch.autograd.grad(loss, list(wanted.values()))
@@ -234,6 +247,9 @@ def run(
         assert tensor is None or tensor.dtype == dtype, name
     answer = {n: t.detach() for n, t in outputs.items() if t is not None}
     answer.update({f"d_{n}": g for n, g in zip(wanted, grads, strict=True)})
+    for k, gradient in enumerate([] if norms is None else norms.layers):
+        assert gradient.dtype == dtype
+        answer[f"d_hidden{k}"] = gradient
     return {n: t.to("cpu", F64) for n, t in answer.items()}
 
 

@@ -413,6 +413,6 @@ def test_opcheck_of_the_backward_op(cell, options, dtype):
         douts[2] = None
     for given in ((True, True, True), (False, True, False)):
         chosen = [d if keep else None for d, keep in zip(douts, given, strict=True)]
-        arguments = ("cpu", cell, *chosen, *rest)
+        arguments = ("cpu", cell, *chosen, *rest, given[0])  # with and without dh
         utils = ("test_schema", "test_faketensor", "test_autograd_registration")
         opcheck(torch.ops.bptt.recurrence_backward, arguments, test_utils=utils)

@@ -132,6 +132,7 @@ def run_ops(cell, loop, douts):
         loop.lengths,
         loop.resets,
         [int(r) for r in reverse],
+        True,
     )
     return [*forward, *backward]
 

@@ -74,6 +74,13 @@ def test_two_products_in_a_step(cell, dtype, backend):
 
 
 @every_tier
+@pytest.mark.parametrize("cell", ONE_PRODUCT)
+def test_gradients_of_hidden_states(cell, backend):
+    case = Case(cell, 9, 33, hidden=37, directions=2, masks="both", hidden_gradients=True)
+    check(case, F32, backend, "cuda")
+
+
+@every_tier
 @pytest.mark.parametrize("cell", ["lstm_peephole", "gru"])
 def test_small_enough_for_a_sanitizer(cell, backend):
     """What `.ci/gpu` runs under compute-sanitizer, which slows a kernel down a hundredfold."""

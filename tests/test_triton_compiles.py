@@ -28,11 +28,11 @@ EVERY, WHOLE = 5, "sm_90"
 PARTS = [(target, first) for target in CHIPS for first in range(EVERY if target == WHOLE else 1)]
 
 
-def table(target, first):
+def table(target, first, *options):
     """Rows of a target."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     command = [sys.executable, "-m", "bptt.kernels.ahead_of_time", target]
-    command += ["--every", str(EVERY), "--first", str(first)]
+    command += ["--every", str(EVERY), "--first", str(first), *options]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0 and not done.stderr.strip(), done.stderr[-3000:]
     return [json.loads(line) for line in done.stdout.splitlines()]
@@ -44,6 +44,17 @@ def test_variants_compile_and_fit(target, first):
     rows = table(target, first)
     assert len(rows) > 40
     assert {row["cell"] for row in rows} >= {"lstm", "gru", "gru_reset_before", "lstm_peephole"}
+    assert_fit(rows, target)
+
+
+@pytest.mark.slow
+def test_variants_that_write_gradients_of_hidden_states_fit():
+    rows = table(WHOLE, 0, "--gradients")
+    assert len(rows) > 15 and all(row["gradients"] for row in rows)
+    assert_fit(rows, WHOLE)
+
+
+def assert_fit(rows, target):
     most = AMD_REGISTERS if CHIPS[target].amd else REGISTERS
     for row in rows:
         what = f"{row['kernel']} {row['cell']} {row['precision']} H={row['hidden']}"

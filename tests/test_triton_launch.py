@@ -32,7 +32,7 @@ def driver(the_driver):
     return the_driver
 
 
-def train(cell, hidden, steps=T, batch=B, directions=2, proj=0):
+def train(cell, hidden, steps=T, batch=B, directions=2, proj=0, keep_dh=False):
     """Both passes of the raw op."""
     spec, state = CELLS[cell], proj or hidden
     rows = len(spec.gates) * hidden
@@ -50,7 +50,7 @@ def train(cell, hidden, steps=T, batch=B, directions=2, proj=0):
     dc_n = c_n if spec.has_cell_state else None
     kept = (y, saved, cells)
     rest = (w_hh, w_hr, peephole, h0, c0, *options, reverse)
-    launch.backward("triton", cell, y, h_n, dc_n, *kept, *rest)
+    return launch.backward("triton", cell, y, h_n, dc_n, *kept, *rest, keep_dh)
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,17 @@ def test_the_step_tier_launches_each_product_of_each_step(cell, hidden, proj, dr
     widths = [hidden, state] if products == 2 else [hidden]
     for launched, width in zip(driver.launches, widths * T, strict=False):
         assert launched.grid == (3, (width + 31) // 32, 2)
+
+
+@pytest.mark.parametrize(("cell", "hidden"), [("gru", 24), ("lstm", 100), ("lstm", 600)])
+def test_gradients_of_hidden_states_take_no_launch_of_their_own(cell, hidden, driver):
+    seen = []
+    for keep_dh in (False, True):
+        driver.launches.clear()
+        dh = train(cell, hidden, keep_dh=keep_dh)[-1]
+        seen.append([launched[:3] for launched in driver.launches])
+        assert list(dh.shape) == ([T, B, 2, hidden] if keep_dh else [0])
+    assert seen[0] == seen[1]
 
 
 def addresses(io):

@@ -49,7 +49,7 @@ struct BackwardArgs : InputArgs<S> {
   View<S> dc0;              // [D, B, H]
   View<float> dpeephole;    // [B, D, P, H]
   View<S> operand;          // [T, B, D, H]: what a step's second product multiplied
-  View<S> dh;               // [T, B, D, R]: gradient of every hidden state, for a projection
+  View<S> dh;               // [T, B, D, R]: gradient of every hidden state, if asked or projected
 };
 
 __host__ __device__ inline bool runs_backwards(uint32_t pattern, int direction) {

@@ -128,6 +128,8 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
     float saved[kSaved], peep[kPeep], dpeep[kPeep] = {};
     float previous[Cell::kStates] = {}, states[Cell::kStates] = {}, dstates[Cell::kStates];
     dstates[0] = dh;
+    if (active && p.dy) dstates[0] += Number::widen(stage.template read<S>(kDy, item, j));
+    if (p.dh) p.dh[this->at(t, row) * H + unit] = Number::narrow(active ? dstates[0] : 0);
     if (active) {
       BPTT_UNROLL
       for (int k = 0; k < Cell::kSaved; ++k)
@@ -138,7 +140,6 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
       }
       previous[kLast] = keep ? before(t, item, row, first, j) : 0;
       states[kLast] = after(item, j);
-      if (p.dy) dstates[0] += Number::widen(stage.template read<S>(kDy, item, j));
       if constexpr (Cell::kStates == 2) dstates[1] = this->state(1, row, u);
       Cell::backward(saved, previous, states, peep, dstates, dgates_x, dgates_h, dpeep);
       if constexpr (Cell::kStates == 2) this->state(1, row, u) = keep ? dstates[1] : 0;

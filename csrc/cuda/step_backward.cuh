@@ -161,10 +161,9 @@ class BackwardStep {
       return;
     } else if (kSecond && kTwoStages) {
       if (active) finish_first_stage(row, a, sum);
-    } else if (!runs_cell) {
-      p.dh[at(block.t, row)] = Number::narrow(active ? a.dstates[0] : 0);
     } else {
-      finish_cell(row, a, active, peep);
+      if (!kSecond && p.dh) p.dh[at(block.t, row)] = Number::narrow(active ? a.dstates[0] : 0);
+      if (runs_cell) finish_cell(row, a, active, peep);
     }
   }
 

@@ -161,22 +161,23 @@ class BackwardLoop {
     return static_cast<T*>(p_.dpeephole) + plane * s_.hidden + u;
   }
 
-  // Gradient of the hidden state of this step: from the steps after it and from the output.
+  // Gradient of the hidden state of this step: from the steps after it and from the output. Zero
+  // where the row takes no step.
   template <int N>
   Rows<T, N> dhidden(int64_t b, int64_t u, int n) const {
-    const Rows<T, N> later =
-        load_rows<N>(m_.dhidden + b * m_.state_stride + u, m_.state_stride, kLanes);
-    if (p_.dy == nullptr || (N == 1 && !masks_.active(t_, b))) return later;
-    const S* dy = as_storage(p_.dy) + row(b) * s_.state + u;
-    return later + load_rows<N>(dy, s_.directions * s_.state, n);
+    const int64_t at = row(b) * s_.state + u, stride = s_.directions * s_.state;
+    Rows<T, N> dh(0);
+    if (N > 1 || masks_.active(t_, b)) {
+      dh = load_rows<N>(m_.dhidden + b * m_.state_stride + u, m_.state_stride, kLanes);
+      if (p_.dy != nullptr) dh = dh + load_rows<N>(as_storage(p_.dy) + at, stride, n);
+    }
+    if (p_.dh != nullptr) store_rows<N>(static_cast<S*>(p_.dh) + at, stride, dh, n);
+    return dh;
   }
 
   void gather_projected(int64_t b, int64_t u, int n) {
-    const bool active = masks_.active(t_, b);
-    const V dh = active ? dhidden<1>(b, u, n).row[0] : V(T(0));
-    store(m_.dprojected + b * m_.state_stride + u, dh);
-    store(static_cast<S*>(p_.dh) + row(b) * s_.state + u, dh, n);
-    if (active) store(m_.dhidden + b * m_.state_stride + u, V(T(0)));
+    store(m_.dprojected + b * m_.state_stride + u, dhidden<1>(b, u, n).row[0]);
+    if (masks_.active(t_, b)) store(m_.dhidden + b * m_.state_stride + u, V(T(0)));
   }
 
   // In what follows, N rows are one unless no row is masked, so only single rows look at the masks.

@@ -78,7 +78,9 @@ struct BackwardParams {
   void* dc0;          // [D, B, H]
   void* dpeephole;    // [B, D, P, H] wide
   void* operand;      // [T, B, D, H]: what a step's second product multiplied
-  void* dh;           // [T, B, D, R]: gradient of every hidden state, for a projection's weights
+  // [T, B, D, R]: the gradient of every hidden state, zero where a row takes no step. Null where
+  // nobody asked and no projection's weights need it.
+  void* dh;
 };
 
 // out [M, N] = start + A [M, K] B [K, N], in float or double. One stride of A is 1; the columns of

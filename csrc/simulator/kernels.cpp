@@ -107,6 +107,7 @@ void run(Tier tier, NumberKind number, int held, uint64_t seed) {
   b.dgates_x = arrays.output(T * B * D * G * H);
   b.dh0 = arrays.output(D * B * H);
   b.dc0 = arrays.output(D * B * H);
+  b.dh = arrays.output(T * B * D * H);
 
   GpuPlan plan{};
   plan.tier = tier;

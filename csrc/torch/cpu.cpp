@@ -242,8 +242,8 @@ using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, MaybeTensor dh_n,
                              MaybeTensor dc_n, Tensor y, Tensor saved, Tensor cells, Tensor w_hh,
                              MaybeTensor w_hr, MaybeTensor peephole, Tensor h0, MaybeTensor c0,
-                             MaybeTensor lengths, MaybeTensor resets,
-                             std::vector<int64_t> reverse) {
+                             MaybeTensor lengths, MaybeTensor resets, std::vector<int64_t> reverse,
+                             bool keep_dh) {
   const CellTraits cell = cell_of(kBackward, backend, cell_name);
   check_rank(kBackward, "y", y, 4);
   const Sizes s = sizes_of(kBackward, cell, y, w_hh);
@@ -279,7 +279,8 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
   Tensor dpeephole = make_if(cell.peepholes > 0, y_dense,
                              {s.batch, s.directions, cell.peepholes * s.hidden}, p.wide);
   Tensor operand = make_if(two_products, y_dense, unit_shape, p.dtype);
-  Tensor dh = make_if(w_hr.has_value(), y_dense, y_shape, p.dtype);
+  const bool with_dh = w_hr.has_value() || keep_dh;
+  Tensor dh = make_if(with_dh, y_dense, y_shape, p.dtype);
 
   const BackwardParams params{s,
                               inputs_of(o),
@@ -296,7 +297,7 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
                               out(cell.states == 2, dc0),
                               out(cell.peepholes > 0, dpeephole),
                               out(two_products, operand),
-                              out(w_hr.has_value(), dh)};
+                              out(with_dh, dh)};
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
   Tensor scratch = scratch_memory(y_dense, k.backward_scratch(params, pool.count));

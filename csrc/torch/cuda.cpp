@@ -246,7 +246,7 @@ void backward(Text cell, Text number, std::vector<int64_t> plan, MaybeTensor dy,
                               c.made(c.cell.peepholes > 0, "dpeephole", dpeephole,
                                      {B, D, c.cell.peepholes * H}, ScalarType::Float),
                               c.made(two_products, "operand", operand, {T, B, D, H}),
-                              c.made(w_hr.has_value(), "dh", dh, history)};
+                              c.made(w_hr.has_value() || dh.has_value(), "dh", dh, history)};
   const OnDevice guard(device_index(w_hh));
   Tensor scratch;
   const GpuCall call = launch_of(c, plan, &scratch);

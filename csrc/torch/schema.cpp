@@ -10,10 +10,11 @@ STABLE_TORCH_LIBRARY(bptt, m) {
       "Tensor? b_ih, Tensor w_hh, Tensor? b_hh, Tensor? w_hr, Tensor? peephole, Tensor h0, "
       "Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, str keep) "
       "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells)");
+  // dh, the gradient of every hidden state: if keep_dh asks, or a projection's weights need it.
   m.def(
       "recurrence_backward(str backend, str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, "
       "Tensor y, Tensor saved, Tensor cells, Tensor w_hh, Tensor? w_hr, Tensor? peephole, "
-      "Tensor h0, Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse) "
+      "Tensor h0, Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, bool keep_dh=False) "
       "-> (Tensor dgates_x, Tensor dgates_h, Tensor dh0, Tensor dc0, Tensor dpeephole, "
       "Tensor operand, Tensor dh)");
   // start [M, N] + a [M, K] @ b [K, N], float32 or float64: gradients that are one product over all

@@ -12,6 +12,7 @@ from ._version import __version__
 from .convert import convert, to_torch
 from .diagnostics import explain
 from .dispatch import backend, backends
+from .grad_norms import GradientNorms
 from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "GRUCell",
+    "GradientNorms",
     "LSTMCell",
     "RNNCell",
     "__version__",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .cells import CELLS
+from .grad_norms import LayerNorms
 from .gradients import (
     BATCH_AXIS,
     DIRECTION_AXIS,
@@ -50,6 +51,8 @@ class Loop(torch.autograd.Function):
         douts = (dy, dh_n, dc_n if has_cell_state else None)
         if all(d is None for d in douts):
             return (None,) * (1 + len(tensors))
+        if ctx.config.norms is not None:
+            ctx.config.norms.check_backward(douts)
         needed = tuple(
             name
             for name, need in zip(LoopInputs._fields, ctx.needs_input_grad[1:], strict=True)
@@ -73,6 +76,28 @@ class Loop(torch.autograd.Function):
             return fold.by_slices(lambda slices: Loop.apply(config, *slices), in_dims[1:], tensors)
         outputs = Loop.apply(fold.config(config), *fold.loop())
         return fold.unfold_all(outputs, (fold.step_axis, *fold.state_axes, *fold.kept_axes))
+
+
+class Probe(torch.autograd.Function):
+    """Zeros `[T, B, D, R]` whose gradient is taken down: what the reference loop's states get.
+
+    The inputs but for the first two are the tensors that the loop is differentiated in: a gradient
+    of any of them asks for that of the probe.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, norms: LayerNorms, shape: Sequence[int], *tensors: Tensor | None
+    ) -> Tensor:
+        ctx.norms = norms
+        like = next(t for t in tensors if t is not None)
+        return like.new_zeros(shape)
+
+    @staticmethod
+    def backward(ctx: Any, dprobe: Tensor) -> tuple[None, ...]:
+        ctx.norms.check_backward((dprobe,))
+        ctx.norms.record(dprobe)
+        return (None,) * len(ctx.needs_input_grad)
 
 
 class LoopGradients(torch.autograd.Function):

@@ -28,6 +28,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import checks, stack
 from .checks import Call
+from .grad_norms import GradientNorms, start_norms
 
 Pair = tuple[Tensor, Tensor]
 RNN_CELLS = {"tanh": "rnn_tanh", "relu": "rnn_relu", "sigmoid": "rnn_sigmoid"}
@@ -49,6 +50,7 @@ def rnn(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     recompute: bool | str = False,
+    grad_norms: GradientNorms | None = None,
 ) -> tuple[Any, Tensor]:
     """Run a simple recurrent network over a batch of sequences.
 
@@ -83,6 +85,8 @@ def rnn(
             steps, instead of keeping them: between the passes a layer then holds its outputs and,
             if an LSTM, its cell states. (An RNN keeps no more than that anyway.) "auto" does so in
             layers whose gates would take more than 256 MB.
+        grad_norms: takes down the norm of dL/dh_t at every step in the backward pass; see
+            `bptt.GradientNorms`.
 
     Returns:
         The output (`[T, B, D*H]`, laid out as the input; a PackedSequence for one; a pair with
@@ -108,7 +112,7 @@ def rnn(
         recompute,
     )
     checks.check_call(call)
-    return run(call, input, hx, weights, lengths, resets)
+    return run(call, input, hx, weights, lengths, resets, grad_norms)
 
 
 def gru(
@@ -127,6 +131,7 @@ def gru(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     recompute: bool | str = False,
+    grad_norms: GradientNorms | None = None,
 ) -> tuple[Any, Tensor]:
     """Run a network of gated recurrent units over a batch of sequences.
 
@@ -146,7 +151,7 @@ def gru(
         reset_after: whether the reset gate acts after the recurrent product, as in torch.nn and
             cuDNN (linear_before_reset=1 in ONNX), or before it, as in the paper.
         bias, num_layers, dropout, training, bidirectional, batch_first, merge_mode, lengths,
-            resets, recompute: as in `rnn`.
+            resets, recompute, grad_norms: as in `rnn`.
 
     Returns:
         The output (`[T, B, D*H]`, laid out as the input; a PackedSequence for one; a pair with
@@ -174,7 +179,7 @@ def gru(
         recompute,
     )
     checks.check_call(call)
-    return run(call, input, hx, weights, lengths, resets)
+    return run(call, input, hx, weights, lengths, resets, grad_norms)
 
 
 def lstm(
@@ -194,6 +199,7 @@ def lstm(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     recompute: bool | str = False,
+    grad_norms: GradientNorms | None = None,
 ) -> tuple[Any, Pair]:
     """Run a long short-term memory over a batch of sequences.
 
@@ -218,7 +224,7 @@ def lstm(
         peephole: whether `weights` hold the peepholes p_i, p_f, p_o as one vector `[3*H]`. They act
             on the cell state, so they go together with a projection.
         bias, num_layers, dropout, training, bidirectional, batch_first, merge_mode, lengths,
-            resets, recompute: as in `rnn`.
+            resets, recompute, grad_norms: as in `rnn`.
 
     Returns:
         The output (`[T, B, D*R]`, laid out as the input; a PackedSequence for one; a pair with
@@ -248,7 +254,7 @@ def lstm(
         recompute,
     )
     checks.check_call(call)
-    return run(call, input, hx, weights, lengths, resets)
+    return run(call, input, hx, weights, lengths, resets, grad_norms)
 
 
 def rnn_cell_name(nonlinearity: str) -> str:
@@ -277,8 +283,24 @@ def run(
     weights: Sequence[Any],
     lengths: Tensor | None,
     resets: Tensor | None,
+    norms: GradientNorms | None = None,
 ) -> tuple[Any, Any]:
     """Check a call's tensors, run the layers time-major, and hand back the layout that came in."""
+    if isinstance(norms, GradientNorms):
+        return norms._eagerly(_run, call, input, hx, weights, lengths, resets, norms)
+    return _run(call, input, hx, weights, lengths, resets, norms)
+
+
+def _run(
+    call: Call,
+    input: Any,
+    hx: Any,
+    weights: Sequence[Any],
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    norms: GradientNorms | None,
+) -> tuple[Any, Any]:
+    """`run`, in eager mode where norms are asked for."""
     kind, packed = call.kind, isinstance(input, PackedSequence)
     has_cell_state = kind == "LSTM"
     batched, places = True, None
@@ -325,9 +347,11 @@ def run(
         if packed and input.sorted_indices is not None:
             hx = tuple(s.index_select(1, input.sorted_indices) for s in hx)
 
+    order = input.unsorted_indices if packed else None
+    layer_norms = start_norms(kind, norms, call.num_layers, order)
     with stack.without_autocast(device_type, dtype is not None):
         c0 = hx[1] if has_cell_state else None
-        output, h_n, c_n = stack.run(call, x, weights, hx[0], c0, lengths, resets)
+        output, h_n, c_n = stack.run(call, x, weights, hx[0], c0, lengths, resets, layer_norms)
 
     states: tuple[Any, ...] = (h_n, c_n) if has_cell_state else (h_n,)
     if packed:

@@ -203,6 +203,7 @@ def backward(
     lengths: Tensor | None,
     resets: Tensor | None,
     reverse: Sequence[int],
+    keep_dh: bool = False,
 ) -> tuple[Tensor, ...]:
     """`bptt::recurrence_backward`."""
     loop = LoopInputs(None, None, None, None, w_hh, None, w_hr, peephole, h0, c0, lengths, resets)
@@ -220,7 +221,7 @@ def backward(
         dpeephole = new(y, batch, *peephole.shape, dtype=torch.float32)
     if spec.stages == 2 or projected:
         operand = new(y, steps, batch, directions, hidden)
-    if projected:
+    if projected or keep_dh:
         dh = new(y, steps, batch, directions, state)
     if y.numel():
         plan = plan_for(cell, y.dtype, sizes, projected, True, y.device)

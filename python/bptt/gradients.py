@@ -14,6 +14,7 @@ from torch import Tensor
 
 from . import reference
 from .cells import CELLS
+from .grad_norms import LayerNorms
 
 KEEP_NOTHING, KEEP_STATES, KEEP_GATES = "nothing", "states", "gates"
 
@@ -23,12 +24,14 @@ class Config(NamedTuple):
 
     Attributes:
         recompute: whether the backward pass rebuilds the gates instead of keeping them.
+        norms: where the backward pass leaves the norms of the hidden states' gradients, if asked.
     """
 
     backend: str
     cell: str
     reverse: tuple[bool, ...]
     recompute: bool = False
+    norms: LayerNorms | None = None
 
     @property
     def keep(self) -> str:
@@ -113,7 +116,10 @@ def loop_gradients(
         loop.lengths,
         loop.resets,
         [int(r) for r in config.reverse],
+        config.norms is not None,
     )
+    if config.norms is not None:
+        config.norms.record(dh)
     if spec.shared_gates:
         dgates_h = dgates_x
     # Here and below `reshape` rather than `flatten`: is_grads_batched=True runs this under torch's
@@ -256,14 +262,16 @@ def _previous(
     return torch.stack(planes, dim=2)
 
 
-def reference_outputs(config: Config, loop: LoopInputs) -> tuple[Tensor, Tensor, Tensor | None]:
+def reference_outputs(
+    config: Config, loop: LoopInputs, probe: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """The recurrence on the reference loop, from `gates_x` or from `x`."""
     gates_x = loop.gates_x
     if gates_x is None:
         gates_x = project(loop.x, loop.w_ih, config.cell)
     if loop.b_ih is not None:
         gates_x = gates_x + loop.b_ih.unflatten(1, gates_x.shape[-2:])
-    return reference.recurrence(config.cell, gates_x, *loop[4:], config.reverse)
+    return reference.recurrence(config.cell, gates_x, *loop[4:], config.reverse, probe)
 
 
 def reference_gradients(

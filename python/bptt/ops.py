@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from . import dispatch, gpu, measured, vendor
-from .autograd import Loop
+from .autograd import Loop, Probe
 from .cells import CELLS
+from .grad_norms import LayerNorms
 from .gradients import (
     DIFFERENTIABLE,
     KEEP_GATES,
@@ -58,13 +59,15 @@ def recurrence(
     resets: Tensor | None,
     reverse: tuple[bool, ...],
     recompute: bool | str = False,
+    norms: LayerNorms | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run one layer: the input projection of every step and direction, then the time loop.
 
     Arguments are taken as checked (`bptt.functional` does that). Shapes are those of
     `reference.recurrence`, with `x [T, B, I]` of any strides, `w_ih [D, G*H, I]` and
     `b_ih [D, G*H]` in place of `gates_x`. With `recompute` the backward pass rebuilds the gates;
-    "auto" does so where they are large.
+    "auto" does so where they are large. The backward pass leaves the norms of the hidden states'
+    gradients in `norms`.
 
     Returns:
         `y [T, B, D, R]`, `h_n [D, B, R]`, `c_n [D, B, H]` (None without a cell state).
@@ -73,6 +76,11 @@ def recurrence(
         x = _zero_padding(x, lengths)
     loop = LoopInputs(None, x, w_ih, b_ih, w_hh, b_hh, w_hr, peephole, h0, c0, lengths, resets)
     composite, functorch = transforms_at_work()
+    needs_grad = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in loop[1:10]
+    )
+    if norms is not None:
+        norms.check_forward(needs_grad, functorch or composite is not None)
     problem = dispatch.Problem(
         cell,
         x.device.type,
@@ -80,19 +88,20 @@ def recurrence(
         composite,
         "function transforms have no rule for it"
         if functorch
-        else vendor.reason_against(cell, loop, reverse),
+        else vendor.reason_against(cell, loop, reverse, norms is not None),
     )
     backend = dispatch.choose(problem, fastest=measured_backend(problem, loop))
     if recompute == "auto":
         recompute = gates_bytes(cell, x, w_hh) > RECOMPUTE_BYTES
-    config = Config(backend, cell, reverse, bool(recompute))
+    config = Config(backend, cell, reverse, bool(recompute), norms)
     if backend == "reference":
-        return reference_outputs(config, loop)
+        probe = None
+        if norms is not None:
+            shape = (*x.shape[:2], w_hh.shape[0], w_hh.shape[2])
+            probe = Probe.apply(norms, shape, *loop[1:10])
+        return reference_outputs(config, loop, probe)
     if backend == "torch":
         return vendor.outputs(config, loop)
-    needs_grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in loop[1:10]
-    )
     if functorch:
         # The projection stays outside of the op: vmap knows how to batch it.
         loop = loop._replace(gates_x=project(x, w_ih, cell), x=None, w_ih=None)
@@ -199,6 +208,7 @@ def _fake_backward(
     lengths: Tensor | None,
     resets: Tensor | None,
     reverse: list[int],
+    keep_dh: bool = False,
 ) -> tuple[Tensor, ...]:
     spec = CELLS[cell]
     steps, batch, directions, state = y.shape
@@ -215,7 +225,7 @@ def _fake_backward(
         new(directions, batch, hidden) if spec.has_cell_state else new(0),
         new(0, dtype=wide) if peephole is None else new(batch, *peephole.shape, dtype=wide),
         new(steps, batch, directions, hidden) if two_products else new(0),
-        new(steps, batch, directions, state) if w_hr is not None else new(0),
+        new(steps, batch, directions, state) if keep_dh or w_hr is not None else new(0),
     )
 
 

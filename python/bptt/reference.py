@@ -27,6 +27,7 @@ def recurrence(
     lengths: Tensor | None,
     resets: Tensor | None,
     reverse: Sequence[bool],
+    probe: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Run D independent recurrences over a batch of sequences.
 
@@ -42,6 +43,8 @@ def recurrence(
         lengths: integers `[B]` or None.
         resets: bool `[T, B]` or None.
         reverse: D flags, True for the direction that runs from the end to the start.
+        probe: zeros `[T, B, D, R]` or None; added to every hidden state, so that its gradient is
+            that of the hidden states.
 
     Returns:
         `y [T, B, D, R]`, `h_n [D, B, R]` and `c_n [D, B, H]` (None without a cell state).
@@ -59,6 +62,7 @@ def recurrence(
             lengths,
             resets,
             backwards,
+            None if probe is None else probe[:, :, d],
         )
         for d, backwards in enumerate(reverse)
     ]
@@ -79,6 +83,7 @@ def _one_direction(
     lengths: Tensor | None,
     resets: Tensor | None,
     backwards: bool,
+    probe: Tensor | None,
 ) -> tuple[Tensor, States]:
     steps, _, gates, hidden = gates_x.shape
     peepholes = None if peephole is None else peephole.unflatten(0, (3, hidden)).unbind(0)
@@ -89,6 +94,7 @@ def _one_direction(
         product = torch.nn.functional.linear(operand, rows, bias)  # [B, g*H]
         return product.unflatten(-1, (-1, hidden)).unbind(-2)
 
+    probes = None if probe is None else probe.unbind(0)
     outputs: list[Tensor] = []
     for t in reversed(range(steps)) if backwards else range(steps):
         held = states
@@ -98,6 +104,8 @@ def _one_direction(
         states = spec.step(gates_x[t].unbind(-2), recur, states, peepholes)
         if w_hr is not None:
             states = (torch.nn.functional.linear(states[0], w_hr), *states[1:])
+        if probes is not None:
+            states = (states[0] + probes[t], *states[1:])
         output = states[0]
         if lengths is not None:
             active = (lengths > t).unsqueeze(-1)

@@ -17,6 +17,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import ops, overlap
 from .checks import Call
+from .grad_norms import LayerNorms
 from .op_checks import Sizes
 
 _REVERSE = {1: (False,), 2: (False, True)}
@@ -30,6 +31,7 @@ def run(
     c0: Tensor | None,
     lengths: Tensor | None,
     resets: Tensor | None,
+    norms: Sequence[LayerNorms | None],
 ) -> tuple[Any, Tensor, Tensor | None]:
     """Run all layers on checked arguments.
 
@@ -41,6 +43,7 @@ def run(
         c0: `[L*D, B, H]`, or None for cells without a cell state.
         lengths: int64 `[B]` or None.
         resets: bool `[T, B]` or None.
+        norms: for each layer where to leave the norms of its gradients through time, or None.
 
     Returns:
         The output of the last layer (`[T, B, D*R]`, `[T, B, R]` if merged, or a pair of them),
@@ -69,6 +72,7 @@ def run(
             piece.resets,
             reverse,
             call.recompute,
+            norms[layer],
         )
         last = layer == layers - 1
         output = _merge(y, call.merge_mode, last)
@@ -78,7 +82,9 @@ def run(
 
     hidden = stacked[0][1].shape[1] // call.gates
     sizes = Sizes(x.shape[0], x.shape[1], directions, hidden, h0.shape[-1])
-    chunk = overlap.chunk_steps(call.cell, layers, sizes, x)
+    # Norms come from one backward pass over all steps of a layer.
+    asked = norms[0] is not None
+    chunk = 0 if asked else overlap.chunk_steps(call.cell, layers, sizes, x)
     if chunk > 0:
         output, states = overlap.run(run_layer, overlap.Slice(x, lengths, resets), states, chunk)
     else:

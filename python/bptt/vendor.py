@@ -16,8 +16,12 @@ from .gradients import Config, LoopInputs
 _FUNCTIONS = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "rnn_tanh", "rnn_relu": "rnn_relu"}
 
 
-def reason_against(cell: str, loop: LoopInputs, reverse: tuple[bool, ...]) -> str | None:
+def reason_against(
+    cell: str, loop: LoopInputs, reverse: tuple[bool, ...], grad_norms: bool = False
+) -> str | None:
     """Why torch.nn's kernels cannot take a layer, or None."""
+    if grad_norms:
+        return "torch.nn keeps no gradients of hidden states (grad_norms)"
     if cell not in _FUNCTIONS:
         return f"torch.nn has no {cell}"
     if loop.lengths is not None:

@@ -72,6 +72,23 @@ def test_recompute(cell, dtype, tier):
 
 
 @every_tier
+@pytest.mark.parametrize("cell", ONE_PRODUCT)
+def test_gradients_of_hidden_states(cell, tier):
+    case = Case(cell, steps=4, layers=2, directions=2, masks="both", hidden_gradients=True)
+    check(case, F32, "triton")
+
+
+@tiled
+@pytest.mark.parametrize(
+    ("cell", "proj", "dtype"),
+    [("gru_reset_before", 0, F32), ("lstm", 20, F32), ("gru", 0, BF16), ("lstm_peephole", 0, F16)],
+)
+def test_gradients_of_hidden_states_between_two_products(cell, proj, dtype, tier):
+    case = Case(cell, 3, hidden=33, proj=proj, masks="both", hidden_gradients=True)
+    check(case, dtype, "triton")
+
+
+@every_tier
 @pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("cell", ["lstm", "gru"])
 def test_masks(cell, masks, tier):

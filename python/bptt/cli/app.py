@@ -6,6 +6,7 @@ import typer
 
 from .bench import bench
 from .check import check
+from .gradflow import gradflow
 
 app = typer.Typer(
     name="bptt",
@@ -22,3 +23,4 @@ def root() -> None:
 
 app.command("bench")(bench)
 app.command("check")(check)
+app.command("gradflow")(gradflow)

@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional
 from ..checks import Call, check_merge_mode, check_recompute
+from ..grad_norms import GradientNorms
 
 Device = torch.device | str | int | None
 
@@ -58,6 +59,7 @@ class RecurrentLayer(nn.RNNBase):
         *,
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
+        grad_norms: GradientNorms | None = None,
     ) -> tuple[Any, Any]:
         """Run the layer; the arguments and results are those of the class's description."""
         call = Call(
@@ -75,7 +77,7 @@ class RecurrentLayer(nn.RNNBase):
             self.recompute,
         )
         weights = [getattr(self, name) for name in self._flat_weights_names]
-        return functional.run(call, input, hx, weights, lengths, resets)
+        return functional.run(call, input, hx, weights, lengths, resets, grad_norms)
 
     def flatten_parameters(self) -> None:
         """Do nothing: no backend needs the weights in one chunk of memory. Kept for torch.nn."""
@@ -149,6 +151,8 @@ class RNN(RecurrentLayer):
         lengths: keyword; integer tensor `[B]`, the number of valid steps of each sequence.
         resets: keyword; bool tensor shaped like the input without its features; true where the
             state is zeroed before that step.
+        grad_norms: keyword; a `bptt.GradientNorms` that takes down the norm of the gradient at each
+            step in the backward pass.
         Returns the output and the final hidden state `[L*D, B, H]`.
 
     Parameters: as in torch.nn, under the same names, with the same initial values under one seed.

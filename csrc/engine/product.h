@@ -1,7 +1,8 @@
 // The recurrent product: rows of a small batch times weights packed into panels.
 //
-// Every element of a product is one chain of fused multiply-adds over the depth, whatever the shape
-// of the tile it is computed in. The number of workers therefore never changes a bit of the result.
+// Every element of a product is a sum of chains of fused multiply-adds, cut at places that the
+// depth alone decides, whatever the shape of the tile it is computed in. The number of workers
+// therefore never changes a bit of the result.
 #pragma once
 
 #include "simd.h"
@@ -11,6 +12,9 @@ namespace {
 
 constexpr int kPanelVectors = 4;
 constexpr int kMostRows = 8;
+// The rounding error of a chain grows with the root of its length; another one costs a tile's
+// addition in memory.
+constexpr int64_t kLongestChain = 128;
 
 // Rows per tile: as many accumulators as the registers hold beside one row of weights.
 constexpr int tile_rows(int vectors) {
@@ -109,30 +113,38 @@ enum class Layout { kDenseRows, kSideBySide };
 template <class T, int kVectors, int kRows, Layout kLayout>
 void multiply_tile(const T* rows, int64_t stride, const T* panel, int64_t depth, T* tile) {
   using V = Vec<T>;
-  V sum[kRows][kVectors];
+  const int64_t chains = depth > kLongestChain ? (depth + kLongestChain - 1) / kLongestChain : 1;
+  int64_t k = 0;
+  for (int64_t chain = 0; chain < chains; ++chain) {
+    V sum[kRows][kVectors];
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
+    for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = V(T(0));
-  }
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = V(T(0));
+    }
+    const int64_t end = depth * (chain + 1) / chains;
 #pragma GCC unroll 2
-  for (int64_t k = 0; k < depth; ++k) {
-    V weights[kVectors];
+    for (; k < end; ++k) {
+      V weights[kVectors];
 #pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      weights[v] = load(panel + (k * kVectors + v) * V::kLanes);
+      for (int v = 0; v < kVectors; ++v) {
+        weights[v] = load(panel + (k * kVectors + v) * V::kLanes);
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < kRows; ++r) {
+        const V value(rows[kLayout == Layout::kDenseRows ? r * stride + k : k * stride + r]);
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] + value * weights[v];
+      }
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const V value(rows[kLayout == Layout::kDenseRows ? r * stride + k : k * stride + r]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] + value * weights[v];
+      for (int v = 0; v < kVectors; ++v) {
+        T* const out = tile + (r * kVectors + v) * V::kLanes;
+        store(out, chain == 0 ? sum[r][v] : load(out) + sum[r][v]);
+      }
     }
-  }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) store(tile + (r * kVectors + v) * V::kLanes, sum[r][v]);
   }
 }
 

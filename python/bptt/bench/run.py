@@ -108,6 +108,7 @@ class Run:
         layer = replace(problem, which="step")
         if self.setting[0] != layer:
             self.setting = (None, "")  # its memory is free before the next one is made
+            torch.compiler.reset()  # Dynamo gives up on a function that it has compiled too often
             self.setting = (layer, self._setting(problem))
         setting = self.setting[1]
         if isinstance(setting, str):

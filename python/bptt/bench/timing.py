@@ -2,7 +2,8 @@
 
 CPU: the clock of `torch.utils.benchmark`, whose Timer cannot take turns nor prepare each call. GPU:
 CUDA events around each call, with the second cache emptied before it and one wait at the end. Both
-prepare a call untimed: what it needs is there, and what it would add to is gone.
+prepare a call untimed: what it needs is there, and what it would add to is gone. On a CPU the same
+call runs once more before it is timed: after another one its caches are cold, its threads asleep.
 """
 
 from __future__ import annotations
@@ -99,7 +100,7 @@ def measure(calls: Mapping[str, Call], device: str, seconds: float) -> dict[str,
     """
     once = _on_gpu if device == "cuda" else _on_cpu
     trial = once(calls)  # warms up, too
-    pace = sum(trial.values()) / 1e3
+    pace = 2 * sum(trial.values()) / 1e3  # every call comes twice, once to prepare or to warm up
     rounds = max(FEWEST_ROUNDS, min(MOST_ROUNDS, int(seconds / max(pace, 1e-6))))
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
@@ -145,6 +146,8 @@ def _on_cpu(calls: Mapping[str, Call | Plain]) -> dict[str, float]:
     answer = {}
     for name, call in calls.items():
         with _blamed(name), call.context():
+            call.prepare()
+            call.run()  # so that caches and threads are its own, not those of the call before
             call.prepare()
             begin = timer()
             call.run()

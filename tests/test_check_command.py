@@ -13,11 +13,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 import bptt
-from bptt.bench import accuracy
+from bptt.bench import accuracy, accuracy_cases
 from bptt.cli.app import app
 
-FLOAT32 = accuracy.PRECISIONS["float32"]
-CASE = accuracy.Check("GRU")
+FLOAT32 = accuracy_cases.PRECISIONS["float32"]
+CASE = accuracy_cases.Check("GRU")
 
 
 def invoke(*arguments: str):
@@ -49,12 +49,12 @@ def test_the_full_set_passes_on_the_fused_kernels():
 
 
 def test_every_option_is_in_both_sets():
-    quick, full = accuracy.checks(), accuracy.checks(full=True)
+    quick, full = accuracy_cases.checks(), accuracy_cases.checks(full=True)
     assert set(quick) <= set(full)
     assert len({check.name for check in full}) == len(full)
     for checks in (quick, full):
-        assert {check.layer for check in checks} == set(accuracy.LAYERS)
-        assert {check.layout for check in checks} == set(accuracy.LAYOUTS)
+        assert {check.layer for check in checks} == set(accuracy_cases.LAYERS)
+        assert {check.layout for check in checks} == set(accuracy_cases.LAYOUTS)
         for option, values in {
             "nonlinearity": {"tanh", "relu", "sigmoid"}, "proj_size": {0, 6}, "num_layers": {1, 2},
         }.items():  # fmt: skip
@@ -163,8 +163,8 @@ def test_units_and_verdict():
 
 
 def test_relu_units_stay_away_from_kinks():
-    check = accuracy.Check("RNN", nonlinearity="relu", num_layers=2, bidirectional=True)
-    given = accuracy.Given.of(check, accuracy.PRECISIONS["bfloat16"], 0)
+    check = accuracy_cases.Check("RNN", nonlinearity="relu", num_layers=2, bidirectional=True)
+    given = accuracy.Given.of(check, accuracy_cases.PRECISIONS["bfloat16"], 0)
     for name, weight in given.weights.items():
         assert (weight[0::2] >= 0).all() and (weight[1::2] <= 0).all(), name
     assert all((tensor >= 0).all() for tensor in given.inputs.values())

@@ -15,7 +15,7 @@ from . import floor, machine, memory
 from .problems import PRECISIONS, Problem
 from .providers import BASELINE, Provider
 from .results import Result
-from .timing import Call, Failure, Spread, measure, ratio
+from .timing import Call, Failure, Spread, measure, ratio, short
 
 SLACK = 4  # how many times torch.nn's error, and a unit of the precision on top, is still right
 TF32_UNIT = 1e-3
@@ -258,9 +258,3 @@ class Run:
 
 def failed(reason: str) -> dict[str, Any]:
     return {"status": "failed", "reason": reason}
-
-
-def short(reason: BaseException) -> str:
-    """One line of an exception."""
-    text = str(reason).strip().partition("\n")[0]
-    return f"{type(reason).__name__}: {text}"[:300]

@@ -84,11 +84,17 @@ class Spread:
         return cls(middle, first, third, len(times))
 
 
+def short(error: BaseException) -> str:
+    """One line of an exception."""
+    text = str(error).strip().partition("\n")[0]
+    return f"{type(error).__name__}: {text}"[:300]
+
+
 class Failure(Exception):
     """A call that raised while all were timed; `name` is its provider's."""
 
     def __init__(self, name: str, reason: BaseException) -> None:
-        super().__init__(f"{type(reason).__name__}: {reason}")
+        super().__init__(short(reason))
         self.name = name
 
 

@@ -16,7 +16,8 @@ import typer
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from bptt.bench.accuracy import Check, Outcome, Precision
+    from bptt.bench.accuracy import Outcome
+    from bptt.bench.accuracy_cases import Check, Precision
 
 _SHOWN = 10  # of the tensors in which bptt is less accurate; a file has them all
 _HEAD = ("dtype", "backend", "pass")
@@ -99,10 +100,10 @@ def _known(option: str, names: Iterable[str], known: Sequence[str]) -> list[str]
 
 
 def _checks(full: bool, layers: list[str], case: str) -> list[Check]:
-    from bptt.bench import accuracy
+    from bptt.bench.accuracy_cases import LAYERS, checks
 
-    chosen = _known("layer", layers, accuracy.LAYERS) or accuracy.LAYERS
-    found = accuracy.checks(full or bool(case), chosen)
+    chosen = _known("layer", layers, LAYERS) or LAYERS
+    found = checks(full or bool(case), chosen)
     if case:
         found = [each for each in found if each.name == case]
     if not found:
@@ -111,7 +112,7 @@ def _checks(full: bool, layers: list[str], case: str) -> list[Check]:
 
 
 def _precisions(names: list[str], device: str) -> list[Precision]:
-    from bptt.bench.accuracy import PRECISIONS
+    from bptt.bench.accuracy_cases import PRECISIONS
 
     if device == "cpu" and "tf32" in names:
         refuse("--dtype tf32: only a GPU multiplies float32 as TF32")

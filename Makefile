@@ -28,7 +28,7 @@ help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
 	@echo "PYTHON=$(PYTHON) makes $(VENV), TORCH=$(TORCH) is installed there; both can be set."
 
-demo: build  ## layers beside torch.nn, and a model trained on real words: under 4 minutes
+demo: build  ## layers beside torch.nn, and a model trained on real words: some minutes, the first time with the build
 	$(BIN)/python -m bptt.demo
 
 test: lint build simulator  ## lint, then the suite; GPU kernels without a GPU run beside it

@@ -52,8 +52,12 @@ COMPILE = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-Wall", "-
 # only let the compiler fuse a*b+c and ignore errno and the floating-point exception flags.
 ARITHMETIC = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 
-# csrc/engine/cpu_kernels.cpp is compiled once for each of these; csrc/engine/cpu.cpp picks the one
-# to run by what the processor can do. The first is for any processor of the family.
+# Compiled once for each instruction set. The loops with options do what they do by calls, and twice
+# the time to compile them bought nothing that could be measured.
+PER_INSTRUCTION_SET = {"cpu_kernels.cpp": [], "cpu_controlled.cpp": ["-O1"]}
+
+# csrc/engine/cpu.cpp picks the one to run by what the processor can do. The first is for any
+# processor of the family.
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
     INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
@@ -260,9 +264,9 @@ def add_engine(file: NinjaFile) -> list[Path]:
     plain = [*COMPILE, *ARITHMETIC]
     objects = []
     for source in [*sources("engine", ".cpp"), *sources("cuda", ".cpp")]:
-        if source.name == "cpu_kernels.cpp":
+        if source.name in PER_INSTRUCTION_SET:
             for name, flags in INSTRUCTION_SETS.items():
-                flags = [*plain, f"-DBPTT_ISA={name}", *flags]
+                flags = [*plain, f"-DBPTT_ISA={name}", *flags, *PER_INSTRUCTION_SET[source.name]]
                 objects.append(file.compile(source, flags, variant=name))
         else:
             objects.append(file.compile(source, plain))
@@ -357,7 +361,7 @@ def add_simulator(file: NinjaFile, engine: list[Path]) -> list[Path]:
     """Programs that run kernels in each engine of the simulator, and a library of ops that do."""
     built = []
     for kind, special in SIMULATORS.items():
-        flags = [*COMPILE, "-O1", "-g", "-DBPTT_SIMULATOR", *special]
+        flags = [*COMPILE, "-O1", "-g1", "-DBPTT_SIMULATOR", *special]
         for source in sources("simulator", ".cpp"):
             made = file.compile(source, flags, variant=kind)
             name = f"simulator/{source.stem}.{kind}"

@@ -25,10 +25,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bptt.cells import CELLS
+from bptt.cells import CELLS, PLAIN_CELLS
+from bptt.control import PLAIN, Control
 
-from . import backward, forward
+from . import backward, backward_tiles, forward, forward_tiles
 from .cells import KERNEL_CELLS
+from .launch import parts_of, phase_widths
 from .plan import BLOCK, CHIPS, PERSISTENT, RESIDENT, Chip, Plan, make_plan
 
 TARGETS = {
@@ -45,12 +47,26 @@ PRECISIONS = {
     "fp32": (torch.float32, "ieee"),
 }
 COLUMNS = (
-    "kernel", "cell", "precision", "hidden", "projected", "second",
+    "kernel", "cell", "control", "precision", "hidden", "projected", "phase",
     "registers", "spilled", "shared", "plan",
 )  # fmt: skip
 ALIGNED, ODD = (1024, 512, 256, 128, 64, 32), (1023, 255, 127, 63, 31, 1)
 _TYPES = {torch.bfloat16: "bf16", torch.float16: "fp16", torch.float32: "fp32"}
-_WIDE = {"c", "cells", "c0", "dh", "dc", "dpeephole"}
+_WIDE = {
+    "c", "cells", "c0", "dh", "dc", "dw_unit", "dcells", "made", "parts", "stats", "dwhole",
+    "dnormal", "kept",
+}  # fmt: skip
+# What is asked of a loop, by a name for the tables.
+CONTROLS = {
+    "": PLAIN,
+    "zoneout": Control(zoneout_h=0.1, zoneout_c=0.1, sampled=True),
+    "dropout": Control(recurrent_dropout=0.1),
+    "norm": Control(gradient_norm=1.0),
+    "all": Control(
+        "hard_sigmoid", "softsign", cell_bound=1.0, zoneout_h=0.1, zoneout_c=0.1, sampled=True,
+        recurrent_dropout=0.1, truncate=50, gradient_bound=1.0, gradient_norm=1.0,
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -62,8 +78,9 @@ class Variant:
         hidden: H, of which only divisibility and the plan are compiled in.
         plan: the tier and tile.
         projected: whether the LSTM's output is projected.
-        second: the step tier's second launch.
+        phase: which of a step's launches, in the step tier.
         gradients: whether the gradients of all hidden states are asked for.
+        control: a name in CONTROLS.
     """
 
     kernel: str
@@ -72,8 +89,9 @@ class Variant:
     hidden: int
     plan: Plan
     projected: bool = False
-    second: bool = False
+    phase: int = 0
     gradients: bool = False
+    control: str = ""
 
     @property
     def state(self) -> int:
@@ -86,124 +104,185 @@ class Variant:
 def variants(chip: Chip) -> Iterator[Variant]:
     """Every cell and precision in every tier, at the tier's largest tile, both passes.
 
-    bfloat16 also for a hidden size that 16 does not divide, whose loads are not vectorised.
+    bfloat16 also for a hidden size that 16 does not divide, whose loads are not vectorised. Of the
+    cells that are not torch.nn's, bfloat16 and float32.
     """
     for cell, spec in CELLS.items():
-        for precision, (dtype, _) in PRECISIONS.items():
-            sizes = ALIGNED + ODD if precision == "bf16" else ALIGNED
-            for projected in (False, True) if spec.has_cell_state else (False,):
-                seen = set()
-                for hidden in [size for size in sizes if size > 1 or not projected]:
-                    for way in ("forward", "backward"):
-                        state = 16 if projected else hidden
-                        plan = make_plan(cell, dtype, hidden, state, way == "backward", chip)
-                        key = (plan.tier, way, hidden == 1, hidden in ODD)
-                        if key not in seen:
-                            seen.add(key)
-                            yield from _kernels(way, cell, precision, hidden, projected, plan)
+        precisions = PRECISIONS if cell in PLAIN_CELLS else ("bf16", "fp32")
+        for precision in precisions:
+            for projected in (False, True) if spec.projects else (False,):
+                yield from _of_every_tier(cell, precision, projected, "", chip)
+
+
+def controlled(chip: Chip) -> Iterator[Variant]:
+    """Those whose loops are asked for more than to run their cells."""
+    for cell in CELLS:
+        for control in CONTROLS if cell in ("lstm", "gru") else ("all",):
+            if control:
+                yield from _of_every_tier(cell, "bf16", False, control, chip)
+    yield from _of_every_tier("lstm", "bf16", True, "all", chip)
+
+
+def _of_every_tier(
+    cell: str, precision: str, projected: bool, control: str, chip: Chip
+) -> Iterator[Variant]:
+    dtype = PRECISIONS[precision][0]
+    asked = CONTROLS[control]
+    seen = set()
+    for hidden in ALIGNED + ODD if precision == "bf16" and not control else ALIGNED:
+        if hidden == 1 and projected:
+            continue
+        for way in ("forward", "backward"):
+            state = 16 if projected else hidden
+            plan = make_plan(cell, dtype, hidden, state, way == "backward", chip, asked)
+            key = (plan.tier, way, hidden == 1, hidden in ODD)
+            if key not in seen:
+                seen.add(key)
+                first = Variant(way, cell, precision, hidden, plan, projected, control=control)
+                yield from _kernels(first, way)
 
 
 def asking(chip: Chip) -> Iterator[Variant]:
     """Those that can be asked for the gradients of all hidden states, and are."""
     for variant in variants(chip):
-        if variant.kernel.startswith("backward") and not variant.projected and not variant.second:
+        if (
+            variant.kernel.startswith("backward")
+            and not variant.projected
+            and not variant.phase
+            and variant.cell in PLAIN_CELLS
+        ):
             yield replace(variant, gradients=True)
 
 
-def _kernels(
-    way: str, cell: str, precision: str, hidden: int, projected: bool, plan: Plan
-) -> Iterator[Variant]:
-    kernel = {RESIDENT: "resident", BLOCK: "block"}.get(plan.tier, "step")
-    first = Variant(f"{way}_{kernel}", cell, precision, hidden, plan, projected)
-    yield first
-    if kernel == "step" and (projected or CELLS[cell].stages == 2):
-        yield replace(first, second=True)
+def _kernels(first: Variant, way: str) -> Iterator[Variant]:
+    """The kernels of one pass."""
+    kernel = {RESIDENT: "resident", BLOCK: "block"}.get(first.plan.tier, "step")
+    phases = 1
     if kernel == "step":
-        yield replace(first, kernel=f"{way}_persistent", plan=replace(plan, tier=PERSISTENT))
+        phases = len(_widths(first, way))
+    for phase in range(phases):
+        yield replace(first, kernel=f"{way}_{kernel}", phase=phase)
+    if kernel == "step":
+        plan = replace(first.plan, tier=PERSISTENT)
+        yield replace(first, kernel=f"{way}_persistent", plan=plan)
+    if way == "backward" and CELLS[first.cell].normalized:
+        yield replace(first, kernel="row_statistics")
+
+
+def _widths(variant: Variant, way: str) -> list[int]:
+    sizes, norms = (variant.hidden, variant.state), CONTROLS[variant.control].gradient_norm > 0
+    return phase_widths(variant.cell, *sizes, variant.projected, norms, way == "backward")
 
 
 def source(variant: Variant) -> ASTSource:
     """The variant as Triton's compiler takes it."""
-    way = variant.kernel.partition("_")[0]
-    kernel = getattr(forward if way == "forward" else backward, variant.kernel)
+    way = "forward" if variant.kernel.startswith("forward") else "backward"
+    modules = (forward, forward_tiles) if way == "forward" else (backward, backward_tiles)
+    kernel = next(getattr(m, variant.kernel) for m in modules if hasattr(m, variant.kernel))
     io_type = forward.ForwardIO if way == "forward" else backward.BackwardIO
+    described = _Described(variant, way)
     constants = _constants(variant, way)
-    dtype = _TYPES[PRECISIONS[variant.precision][0]]
-    absent = _absent(variant)
     signature: dict[str, Any] = {}
-    attributes: dict[tuple[int, ...], list[list[Any]]] = {}
-    values: dict[tuple[int, ...], Any] = {}
-    aligned = [["tt.divisibility", 16]]
     for place, name in enumerate(kernel.arg_names):
         if name == "io":
-            types = []
-            for field, entry in enumerate(io_type._fields):
-                if entry in absent:
-                    types.append("constexpr")
-                    values[place, field] = None
-                    continue
-                size = {"H": variant.hidden, "R": variant.state}.get(entry)
-                if size == 1:  # Triton makes a constant of it
-                    types.append("constexpr")
-                    values[place, field] = 1
-                    continue
-                types.append("i32" if size else _field_type(entry, dtype))
-                if size is None or size % 16 == 0:
-                    attributes[place, field] = aligned
-            signature[name] = io_type(*types)
+            fields = enumerate(io_type._fields)
+            signature[name] = io_type(*(described.field(f, (place, at)) for at, f in fields))
         elif name == "counter":
             signature[name] = "*i64"
-            attributes[(place,)] = aligned
+            described.attributes[(place,)] = _ALIGNED
         elif name in constants:
             signature[name] = "constexpr"
-            values[(place,)] = constants[name]
+            described.values[(place,)] = constants[name]
         else:
             signature[name] = "i32"
-    return ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=attributes)
+    return ASTSource(
+        fn=kernel, signature=signature, constexprs=described.values, attrs=described.attributes
+    )
+
+
+_ALIGNED = [["tt.divisibility", 16]]
+
+
+class _Described:
+    """Types, attributes and constants of the fields of a launch's named tuples."""
+
+    def __init__(self, variant: Variant, way: str) -> None:
+        self.dtype = _TYPES[PRECISIONS[variant.precision][0]]
+        self.absent = _absent(variant, way)
+        self.sizes = {"H": variant.hidden, "R": variant.state}
+        asked, cell = CONTROLS[variant.control], KERNEL_CELLS[variant.cell]
+        self.names = {"gate": asked.gates or "sigmoid", "state": asked.states or cell.own_state}
+        self.attributes: dict[tuple[int, ...], list[list[Any]]] = {}
+        self.values: dict[tuple[int, ...], Any] = {}
+
+    def field(self, name: str, path: tuple[int, ...]) -> str:
+        size = self.sizes.get(name)
+        if name in self.absent or name in self.names or size == 1:
+            # Triton makes a constant of a one.
+            self.values[path] = self.names.get(name, size)
+            return "constexpr"
+        if name in _NUMBERS:
+            return _NUMBERS[name]
+        if size is None or size % 16 == 0:
+            self.attributes[path] = _ALIGNED
+        return "i32" if size else _field_type(name, self.dtype)
+
+
+_NUMBERS = {
+    "truncate": "i32",
+    **dict.fromkeys(
+        ("cell_bound", "zoneout_h", "zoneout_c", "gradient_bound", "gradient_norm"), "fp32"
+    ),
+}
 
 
 def _field_type(name: str, dtype: str) -> str:
-    if name == "lengths":
+    if name in ("lengths", "seed"):
         return "*i64"
     if name == "resets":
         return "*u8"
     return "*fp32" if name in _WIDE else f"*{dtype}"
 
 
-def _absent(variant: Variant) -> set[str]:
+def _absent(variant: Variant, way: str) -> set[str]:
     """Options that a launch of this cell passes as None."""
-    spec = CELLS[variant.cell]
-    absent = {"scratch"}
-    if not variant.projected:
-        absent.add("w_hr")
-        if not variant.gradients:
-            absent.add("dh_all")
-        if spec.stages == 1:
-            absent.add("operand")
-    if not spec.peepholes:
-        absent |= {"peephole", "dpeephole"}
+    spec, asked = CELLS[variant.cell], CONTROLS[variant.control]
+    resident = variant.plan.tier == RESIDENT
+    norms = asked.gradient_norm > 0 and way == "backward"
+    present = {
+        "scratch": False,
+        "w_hr": variant.projected,
+        "dprojected": variant.projected and bool(variant.control),
+        "dh_all": variant.projected or variant.gradients,
+        "operand": variant.projected or spec.stages == 2,
+        "saved": bool(spec.saved),
+        "dgates_h": not spec.shared_gates,
+        "dcells": bool(variant.control) and spec.has_cell_state,
+        "w_hh": spec.stages > 0,
+        "b_hh": not spec.normalized,
+        "stats": spec.normalized,
+        "dnormal": spec.normalized and not resident,
+        "made": spec.normalized and spec.has_cell_state and not resident,
+        "dwhole": norms and not resident,
+        "parts": (norms or spec.normalized) and not resident,
+        "seed": asked.sampled,
+        "kept": asked.recurrent_dropout > 0,
+        **dict.fromkeys(("w_unit", "dw_unit"), bool(spec.unit_weights)),
+        **dict.fromkeys(("c", "cells", "c0", "dc"), spec.has_cell_state),
+        **{name: getattr(asked, name) > 0 for name in _NUMBERS},
+    }
     if not spec.has_cell_state:
-        absent |= {"c", "cells", "c0", "dc"}
-    if not spec.saved:
-        absent.add("saved")
-    if spec.shared_gates:
-        absent.add("dgates_h")
-    return absent
+        present.update(cell_bound=False, zoneout_c=False)
+    return {name for name, here in present.items() if not here}
 
 
 def _constants(variant: Variant, way: str) -> dict[str, Any]:
-    spec, functions, plan = CELLS[variant.cell], KERNEL_CELLS[variant.cell], variant.plan
+    plan = variant.plan
     return {
-        "FORWARD": functions.forward,
-        "FIRST": functions.first,
-        "BACKWARD": functions.backward,
-        "OPERAND": functions.operand,
-        "BACKWARD_FIRST": functions.backward_first,
-        "SECOND": variant.second,
-        "G": len(spec.gates),
-        "STATES": len(spec.states),
-        "SAVED": len(spec.saved),
-        "PEEPHOLES": len(spec.peepholes),
+        "CELL": KERNEL_CELLS[variant.cell],
+        "PHASE": variant.phase,
+        "PHASES": len(_widths(variant, way)),
+        "PARTS": parts_of(plan, variant.hidden),
         "BB": plan.rows,
         "BN": plan.units,
         "BK": plan.depth,
@@ -261,8 +340,11 @@ def main() -> None:
     parser.add_argument(
         "--gradients", action="store_true", help="backward kernels that write dL/dh_t as well"
     )
+    parser.add_argument(
+        "--control", action="store_true", help="loops that do more than run their cells"
+    )
     arguments = parser.parse_args()
-    chosen = asking if arguments.gradients else variants
+    chosen = asking if arguments.gradients else controlled if arguments.control else variants
     if arguments.markdown:
         print(f"Triton {triton.__version__}, {arguments.target}\n")
         print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")

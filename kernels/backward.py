@@ -1,13 +1,11 @@
-"""The backward kernels: backpropagation through time, the mirror of `forward.py`.
+"""The backward kernel that keeps gradients of the states on chip, and what all of them share.
 
     backward_resident   block tier, weights and gradients of the states on chip
-    backward_block      block tier, tiles of units in a loop, weights from the second cache
-    backward_step       step tier, one launch per product and step
-    backward_persistent step tier in one launch
+    row_statistics      mean and scale of all that a normalised cell normalised, before the loop
 
-They walk each direction's steps from its last to its first and write the gradient of every gate
-pre-activation. What is one matrix product over all steps (gradients of weights and input) comes
-after the loop and is not theirs.
+Those of the other tiers are in `backward_tiles.py`. They walk each direction's steps from its last
+to its first and write the gradient of every gate pre-activation. What is one matrix product over
+all steps (gradients of weights and input) comes after the loop and is not theirs.
 """
 
 from __future__ import annotations
@@ -17,13 +15,35 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
-from .meeting import meet, tile_at
+from .control import (
+    bounded,
+    entering,
+    joined,
+    kept_at,
+    made_states,
+    passes_on,
+    shrinks,
+    taken_cells,
+    taken_hidden,
+)
+from .normalize import (
+    affine,
+    each_times,
+    moments,
+    normal,
+    planes,
+    products,
+    row_sum,
+    scale_of,
+    slopes,
+    through_normal,
+    times,
+)
 from .tiles import (
-    add_product,
-    load_peepholes,
     load_planes,
+    load_unit_weights,
     load_wide,
-    not_reset,
+    own_weights,
     place,
     row_index,
     row_masks,
@@ -34,29 +54,39 @@ from .tiles import (
 )
 
 
-class BackwardIO(NamedTuple):
+class BackwardTensors(NamedTuple):
     """Pointers and sizes of a backward launch; None is an absent option."""
 
     dy: Any  # [T, B, D, R]
+    dcells: Any  # [T, B, D, C, H] float32
     y: Any  # [T, B, D, R]
     saved: Any  # [T, B, D, A, H]
-    cells: Any  # [T, B, D, H] float32
+    cells: Any  # [T, B, D, C, H] float32
     w_hh: Any  # [D, G, H, R]
     w_hr: Any  # [D, R, H]
-    peephole: Any  # [D, P, H]
+    w_unit: Any  # [D, P, H]
     h0: Any  # [D, B, R]
-    c0: Any  # [D, B, H] float32
+    c0: Any  # [D, B, C, H] float32
     lengths: Any  # [B]
     resets: Any  # [T, B]
     dgates_x: Any  # [T, B, D, G, H]
     dgates_h: Any  # the same; None where both are equal
     dh: Any  # [D, B, R] float32: what bypasses the product; dh_n on entry
-    dc: Any  # [D, B, H] float32; dc_n on entry
-    dpeephole: Any  # [B, D, P, H] float32; zeros on entry
+    dc: Any  # [D, B, C, H] float32; dc_n on entry
+    dw_unit: Any  # [B, D, P, H] float32; zeros on entry
     operand: Any  # [T, B, D, H]: what the second product of each step multiplied
     dh_all: Any  # [T, B, D, R]: gradient of every hidden state, if asked or projected
+    dprojected: Any  # [D, B, R]: the part of it that reaches a projection, where that is another
+    stats: Any  # [T, B, D, 4] float32: mean and scale of the product, and of the cell state
+    # What phases of a step hand over:
+    dwhole: Any  # [D, B, R] float32: the gradient of the hidden state, before its norm is held
+    dnormal: Any  # [D, B, G + 2, H] float32: of normal values: gates; the output gate's; c's
+    parts: Any  # [D, B, PLACES, PARTS] float32: what tiles add to sums over a row
     H: Any
     R: Any
+
+
+BackwardIO = joined("BackwardIO", BackwardTensors)  # with the settings of a LoopControl
 
 
 @triton.jit
@@ -68,7 +98,7 @@ def load_saved(io, row, n, mask, COUNT: tl.constexpr):
 
 
 @triton.jit
-def states_before(io, t, b, n, d, backwards, first, keep, B, D, STATES: tl.constexpr):
+def states_before(io, t, b, n, d, backwards, first, keep, B, D, COUNT: tl.constexpr):
     """The states that entered a step. h is zero under a projection: no cell reads it there."""
     lane = d * B.to(tl.int64) + b
     previous = row_index(tl.where(backwards, t + 1, t - 1), b, d, B, D)
@@ -76,19 +106,20 @@ def states_before(io, t, b, n, d, backwards, first, keep, B, D, STATES: tl.const
     # With a projection n counts units of the cell, of which there are more than R.
     p_h = tl.where(first, io.h0 + lane * io.R, io.y + previous * io.R)
     states = (load_wide(p_h + n, mask & (n < io.R)),)
-    if STATES == 2:
-        p_c = tl.where(first, io.c0 + lane * io.H, io.cells + previous * io.H)
-        states = states + (load_wide(p_c + n, mask),)
+    if COUNT > 0:
+        width = COUNT * io.H
+        p_c = tl.where(first, io.c0 + lane * width, io.cells + previous * width)
+        states = states + load_planes(p_c + n, io.H, mask, COUNT)
     return states
 
 
 @triton.jit
-def states_after(io, row, n, active, STATES: tl.constexpr):
+def states_after(io, row, n, active, COUNT: tl.constexpr):
     """The states that a step left."""
     mask = active & (n < io.H)
     states = (load_wide(io.y + row * io.R + n, mask & (n < io.R)),)
-    if STATES == 2:
-        states = states + (load_wide(io.cells + row * io.H + n, mask),)
+    if COUNT > 0:
+        states = states + load_planes(io.cells + row * (COUNT * io.H) + n, io.H, mask, COUNT)
     return states
 
 
@@ -101,17 +132,9 @@ def store_hidden(io, row, n, inside, active, dh):
 
 @triton.jit
 def store_gates(
-    io,
-    row,
-    n,
-    inside,
-    active,
-    dgates_x,
-    dgates_h,
-    FROM: tl.constexpr,
-    TO: tl.constexpr,
+    io, row, n, inside, active, dgates_x, dgates_h, FROM: tl.constexpr, TO: tl.constexpr,
     G: tl.constexpr,
-):
+):  # fmt: skip
     """Gradients of the gates FROM to TO; zero where a row takes no step."""
     for g in tl.static_range(FROM, TO):
         at = (row * G + g) * io.H + n
@@ -120,273 +143,215 @@ def store_gates(
             store_as(io.dgates_h + at, tl.where(active, dgates_h[g], 0.0), inside)
 
 
+@triton.jit
+def arriving_cells(io, row, n, mask, dcells, COUNT: tl.constexpr):
+    """Gradients of the cell states, with those that come from outside of the loop."""
+    if io.dcells is not None:
+        given = load_planes(io.dcells + row * (COUNT * io.H) + n, io.H, mask, COUNT)
+        whole = ()
+        for k in tl.static_range(COUNT):
+            whole = whole + (dcells[k] + given[k],)
+        dcells = whole
+    return dcells
+
+
+@triton.jit
+def with_passing(control, bypass, passing_h, passing_c):
+    """What goes around the product to the states before, zoneout's share with it."""
+    whole = (bypass[0],)
+    if control.zoneout_h is not None:
+        whole = (bypass[0] + passing_h,)
+    for k in tl.static_range(1, len(bypass)):
+        if control.zoneout_c is not None:
+            whole = whole + (bypass[k] + passing_c[k - 1],)
+        else:
+            whole = whole + (bypass[k],)
+    return whole
+
+
+# --- normalised cells -----------------------------------------------------------------------------
+
+
+@triton.jit
+def statistics(io, row, active, KIND: tl.constexpr):
+    """Mean and scale of a row's product (0) or of its cell state (1)."""
+    at = io.stats + row * 4 + 2 * KIND
+    return load_wide(at, active), load_wide(at + 1, active)
+
+
+@triton.jit
+def output_gradient(io, row, active, saved, c, dh, w_unit, CELL: tl.constexpr):
+    """Back through an output made of the normal cell state.
+
+    Returns the gradient of the normal values, these, their scale, the gradient of the output gate,
+    and that of gain and bias.
+    """
+    GAIN: tl.constexpr = 2 * CELL.gates
+    mean, scale = statistics(io, row, active, 1)
+    n = normal((c,), mean, scale)
+    dc, d_o = CELL.output_backward(saved, affine(n, w_unit, GAIN, GAIN + 1)[0], dh, io)
+    return times((dc,), w_unit, GAIN), n, scale, d_o, (dc * n[0], dc)
+
+
+@triton.jit
+def normal_products(io, row, active, saved, CELL: tl.constexpr):
+    """The normal values of a step's product, and their scale."""
+    mean, scale = statistics(io, row, active, 0)
+    return normal(planes(saved, CELL.kept, CELL.gates), mean, scale), scale
+
+
+@triton.jit
+def whole_backward(
+    io, row, active, units, saved, before, states, w_unit, arrived, CELL: tl.constexpr
+):
+    """The backward of a normalised cell on a tile that holds whole rows."""
+    dw_output = ()
+    if CELL.cell_states > 0:
+        dn, n, scale, d_o, dw_output = output_gradient(
+            io, row, active, saved, states[1], arrived[0], w_unit, CELL
+        )
+        total, slope = slopes(dn, n, units)
+        dc = arrived[1] + through_normal(dn, n, scale, total, slope, io.H)[0]
+        dgates_x, dc_prev = CELL.gates_backward(saved, before, states, dc, d_o, io)
+        dnormal, bypass = dgates_x, (tl.zeros_like(dc), dc_prev)
+    else:
+        dgates_x, dnormal, bypass, _ = CELL.backward(saved, before, states, (), arrived, io)
+    n, scale = normal_products(io, row, active, saved, CELL)
+    dn = times(dnormal, w_unit, 0)
+    total, slope = slopes(dn, n, units)
+    dgates_h = through_normal(dn, n, scale, total, slope, CELL.gates * io.H)
+    if CELL.gates == 1:
+        dgates_x = dgates_h
+    return dgates_x, dgates_h, bypass, products(dnormal, n) + dnormal + dw_output
+
+
+@triton.jit
+def merged(mean, spread, count, more_mean, more_spread, more):
+    """Moments of `count` values and of `more`; see `parts.whole_moments`."""
+    apart = more_mean - mean
+    share = more / (count + more)
+    return mean + apart * share, spread + more_spread + apart * apart * count * share
+
+
+@triton.jit(do_not_specialize=["T", "B", "D", "pattern"])
+def row_statistics(io, T, B, D, pattern, CELL: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr):
+    G: tl.constexpr = CELL.gates
+    C: tl.constexpr = CELL.cell_states
+    blocks = tl.cdiv(B, BB)
+    t, d = tl.program_id(0) // blocks, tl.program_id(1)
+    b = tl.program_id(0) % blocks * BB + tl.arange(0, BB)[:, None]
+    _, backwards = place(0, T, d, pattern)
+    active, first, _, keep = row_masks(io, t, b, backwards, T, B)
+    row = row_index(t, b, d, B, D)
+    mean, spread = tl.zeros((BB, 1), tl.float32), tl.zeros((BB, 1), tl.float32)
+    c_mean, c_spread = mean, spread
+    for n0 in range(0, io.H, BN):
+        n = n0 + tl.arange(0, BN)[None, :]
+        units, width = n < io.H, tl.minimum(io.H - n0, BN)
+        saved = load_saved(io, row, n, active & units, CELL.saved)
+        m, s = moments(planes(saved, CELL.kept, G), units, G * width)
+        mean, spread = merged(mean, spread, G * n0, m, s, G * width)
+        if C > 0:
+            before = states_before(io, t, b, n, d, backwards, first, keep, B, D, C)
+            left = states_after(io, row, n, active, C)
+            made = made_states(io, CELL.rebuild, saved, before, left)
+            m, s = moments((made[1],), units, width)
+            c_mean, c_spread = merged(c_mean, c_spread, n0, m, s, width)
+    at = io.stats + row * 4
+    store_as(at, mean, active)
+    store_as(at + 1, scale_of(spread, G * io.H), active)
+    store_as(at + 2, c_mean, active)
+    store_as(at + 3, scale_of(c_spread, io.H), active)
+
+
+# --- the whole sequence in one program ------------------------------------------------------------
+
+
 @triton.jit(do_not_specialize=["T", "B", "D", "pattern"])
 def backward_resident(
-    io,
-    T,
-    B,
-    D,
-    pattern,
-    BACKWARD: tl.constexpr,
-    G: tl.constexpr,
-    STATES: tl.constexpr,
-    SAVED: tl.constexpr,
-    PEEPHOLES: tl.constexpr,
-    BB: tl.constexpr,
-    BN: tl.constexpr,
+    io, T, B, D, pattern, CELL: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr,
     PRECISION: tl.constexpr,
-):
+):  # fmt: skip
+    G: tl.constexpr = CELL.gates
+    C: tl.constexpr = CELL.cell_states
     d = tl.program_id(1)
     b = tl.program_id(0) * BB + tl.arange(0, BB)[:, None]
     n = tl.arange(0, BN)[None, :]
     k = tl.arange(0, BN)[:, None]
+    if CELL.stages == 0:
+        n += tl.program_id(2) * BN
     inside = (b < B) & (n < io.H)
     lane = d * B.to(tl.int64) + b
-    gate = io.H * io.H
 
     weights = ()
-    for g in tl.static_range(G):
-        p_w = io.w_hh + (d * G + g) * gate + k * io.H + n
-        weights = weights + (tl.load(p_w, mask=(n < io.H) & (k < io.H), other=0.0),)
-    peep = load_peepholes(io.peephole, d, n, io.H, PEEPHOLES)
-    dpeep = zeros(BB, BN, PEEPHOLES)
+    if CELL.stages > 0:
+        gate = io.H * io.H
+        for g in tl.static_range(G):
+            p_w = io.w_hh + (d * G + g) * gate + k * io.H + n
+            weights = weights + (tl.load(p_w, mask=(n < io.H) & (k < io.H), other=0.0),)
+    w_unit = load_unit_weights(io.w_unit, d, n, io.H, CELL.unit_weights)
+    dw_unit = zeros(BB, BN, CELL.unit_weights)
+    kept = kept_at(io, lane * io.H + n, inside)
     dstates = (load_wide(io.dh + lane * io.H + n, inside),)
-    if STATES == 2:
-        dstates = dstates + (load_wide(io.dc + lane * io.H + n, inside),)
+    p_dc = io.dh
+    if C > 0:
+        p_dc = io.dc + lane * (C * io.H) + n
+        dstates = dstates + load_planes(p_dc, io.H, inside, C)
 
     for back in range(T):
         t, backwards = place(T - 1 - back, T, d, pattern)
         active, first, _, keep = row_masks(io, t, b, backwards, T, B)
         row = row_index(t, b, d, B, D)
-        saved = load_saved(io, row, n, active & inside, SAVED)
-        before = states_before(io, t, b, n, d, backwards, first, keep, B, D, STATES)
-        after = states_after(io, row, n, active, STATES)
+        saved = load_saved(io, row, n, active & inside, CELL.saved)
+        before = states_before(io, t, b, n, d, backwards, first, keep, B, D, C)
+        left = states_after(io, row, n, active, C)
+        states = made_states(io, CELL.rebuild, saved, before, left)
         dh = dstates[0]
         if io.dy is not None:
             dh += load_wide(io.dy + row * io.H + n, active & inside)
         store_hidden(io, row, n, inside, active, dh)
-        arrived = (dh,)
-        if STATES == 2:
-            arrived = arrived + (dstates[1],)
-        dgates_x, dgates_h, bypass, dpeep_now = BACKWARD(saved, before, after, peep, arrived)
+        dh = bounded(io, dh)
+        if io.gradient_norm is not None:
+            dh *= shrinks(io, row_sum((dh,), (dh,), n < io.H))
+        dh, passing_h = taken_hidden(io, dh, b, n, t, d)
+        dcells = arriving_cells(io, row, n, active & inside, planes(dstates, 1, C), C)
+        dcells, passing_c = taken_cells(io, dcells, b, n, t, d)
+        if CELL.normalized:
+            dgates_x, dgates_h, bypass, dw_unit_now = whole_backward(
+                io, row, active, n < io.H, saved, before, states, w_unit, (dh,) + dcells, CELL
+            )
+        else:
+            dgates_x, dgates_h, bypass, dw_unit_now = CELL.backward(
+                saved, before, states, own_weights(w_unit, CELL), (dh,) + dcells, io
+            )
         store_gates(io, row, n, inside, active, dgates_x, dgates_h, 0, G, G)
+        bypass = with_passing(io, bypass, passing_h, passing_c)
 
         through = bypass[0]
-        for g in tl.static_range(G):
-            rows = dgates_h[g].to(io.w_hh.dtype.element_ty)
-            through = tl.dot(rows, weights[g], through, input_precision=PRECISION)
-        left = (through,)
-        if STATES == 2:
-            left = left + (bypass[1],)
-        left = where_all(keep, left, zeros(BB, BN, STATES))
-        dstates = where_all(active, left, dstates)
+        if io.kept is not None:
+            through = tl.zeros((BB, BN), tl.float32)
+        if CELL.stages == 0:
+            dw_unit_now = each_times(dgates_h, entering(io, before[0], kept))
+            for g in tl.static_range(G):
+                through += dgates_h[g] * w_unit[g]
+        else:
+            for g in tl.static_range(G):
+                rows = dgates_h[g].to(io.w_hh.dtype.element_ty)
+                through = tl.dot(rows, weights[g], through, input_precision=PRECISION)
+        if io.kept is not None:
+            through = bypass[0] + through * kept
+        passed = (through,) + planes(bypass, 1, C)
+        on = passes_on(io, t, backwards, first, keep)
+        passed = where_all(on, passed, zeros(BB, BN, 1 + C))
+        dstates = where_all(active, passed, dstates)
         summed = ()
-        for p in tl.static_range(PEEPHOLES):
-            summed = summed + (dpeep[p] + tl.where(active, dpeep_now[p], 0.0),)
-        dpeep = summed
+        for p in tl.static_range(len(dw_unit)):
+            summed = summed + (dw_unit[p] + tl.where(active, dw_unit_now[p], 0.0),)
+        dw_unit = summed
     store_as(io.dh + lane * io.H + n, dstates[0], inside)
-    if STATES == 2:
-        store_as(io.dc + lane * io.H + n, dstates[1], inside)
-    p_dpeep = io.dpeephole
-    if PEEPHOLES > 0:
-        p_dpeep += (b * D.to(tl.int64) + d) * (PEEPHOLES * io.H) + n
-        store_planes(p_dpeep, io.H, dpeep, inside, 0, PEEPHOLES)
-
-
-@triton.jit
-def hidden_gradient(
-    io, t, b, n, d, backwards, active, last, T, B, D,
-    GATES: tl.constexpr, G: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The gradient of the hidden state that a step left: from y, and from the step after.
-
-    GATES of the G gates are those that the hidden state itself was multiplied for.
-    """
-    following = tl.where(backwards, t - 1, t + 1)
-    went_on = active & ~last
-    mask = went_on & not_reset(io, following, b, went_on, B)
-    p_gates = io.dgates_x if io.dgates_h is None else io.dgates_h
-    p_rows = p_gates + row_index(following, b, d, B, D) * (G * io.H)
-    units = active & (n < io.R)
-    row, lane = row_index(t, b, d, B, D), d * B.to(tl.int64) + b
-    dh = load_wide(io.dh + lane * io.R + n, units)
-    if io.dy is not None:
-        dh += load_wide(io.dy + row * io.R + n, units)
-    p_w = io.w_hh + d.to(tl.int64) * G * io.H * io.R
-    sums = add_product((dh,), p_rows, mask, GATES * io.H, p_w, 0, 1, io.R, n, io.R, BK, PRECISION)
-    return sums[0]
-
-
-@triton.jit
-def cell_gradient(
-    io, t, b, n, d, backwards, active, first, keep, dh, B, D,
-    BACKWARD: tl.constexpr, OPERAND: tl.constexpr, FROM: tl.constexpr, G: tl.constexpr,
-    STATES: tl.constexpr, SAVED: tl.constexpr, PEEPHOLES: tl.constexpr, KEEP_H: tl.constexpr,
-):  # fmt: skip
-    """The cell's backward of one tile, its gates from FROM on stored, and what goes on to t - 1."""
-    row, lane = row_index(t, b, d, B, D), d * B.to(tl.int64) + b
-    units = n < io.H
-    saved = load_saved(io, row, n, active & units, SAVED)
-    before = states_before(io, t, b, n, d, backwards, first, keep, B, D, STATES)
-    after = states_after(io, row, n, active, STATES)
-    peep = load_peepholes(io.peephole, d, n, io.H, PEEPHOLES)
-    arrived = (dh,)
-    if STATES == 2:
-        p_dc = io.dc + lane * io.H + n
-        arrived = arrived + (load_wide(p_dc, active & units),)
-    dgates_x, dgates_h, bypass, dpeep = BACKWARD(saved, before, after, peep, arrived)
-    store_gates(io, row, n, (b < B) & units, active, dgates_x, dgates_h, FROM, G, G)
-    if KEEP_H:
-        store_as(io.dh + lane * io.R + n, tl.where(keep, bypass[0], 0.0), active & units)
-    if STATES == 2:
-        store_as(p_dc, tl.where(keep, bypass[1], 0.0), active & units)
-    if io.operand is not None:
-        operand = OPERAND(saved, before, after)
-        store_as(io.operand + row * io.H + n, tl.where(active, operand, 0.0), (b < B) & units)
-    if PEEPHOLES > 0:
-        p_dpeep = io.dpeephole + (b * D.to(tl.int64) + d) * (PEEPHOLES * io.H) + n
-        for p in tl.static_range(PEEPHOLES):
-            p_sum = p_dpeep + p * io.H
-            store_as(p_sum, load_wide(p_sum, active & units) + dpeep[p], active & units)
-
-
-@triton.jit
-def first_product(
-    io, back, b, n, d, T, B, D, pattern,
-    BACKWARD: tl.constexpr, OPERAND: tl.constexpr, BACKWARD_FIRST: tl.constexpr, G: tl.constexpr,
-    STATES: tl.constexpr, SAVED: tl.constexpr, PEEPHOLES: tl.constexpr, BB: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tile of a step up to its second product, or the whole step of a cell with one."""
-    t, backwards = place(T - 1 - back, T, d, pattern)
-    active, first, last, keep = row_masks(io, t, b, backwards, T, B)
-    FROM: tl.constexpr = 0 if BACKWARD_FIRST is None else 1
-    dh = hidden_gradient(
-        io, t, b, n, d, backwards, active, last, T, B, D, G - FROM, G, BB, BN, BK, PRECISION
-    )
-    units = n < io.R
-    store_hidden(io, row_index(t, b, d, B, D), n, (b < B) & units, active, dh)
-    if io.w_hr is not None:
-        # dh_n has been taken in; nothing else bypasses the product.
-        lane = d * B.to(tl.int64) + b
-        store_as(io.dh + lane * io.R + n, tl.zeros((BB, BN), tl.float32), active & units)
-    else:
-        cell_gradient(
-            io, t, b, n, d, backwards, active, first, keep, dh, B, D,
-            BACKWARD, OPERAND, FROM, G, STATES, SAVED, PEEPHOLES, True,
-        )  # fmt: skip
-
-
-@triton.jit
-def second_product(
-    io, back, b, n, d, T, B, D, pattern,
-    BACKWARD: tl.constexpr, OPERAND: tl.constexpr, BACKWARD_FIRST: tl.constexpr, G: tl.constexpr,
-    STATES: tl.constexpr, SAVED: tl.constexpr, PEEPHOLES: tl.constexpr, BB: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """One tile of the gradient of the second product's operand, and of what made it."""
-    t, backwards = place(T - 1 - back, T, d, pattern)
-    active, first, _, keep = row_masks(io, t, b, backwards, T, B)
-    row, lane = row_index(t, b, d, B, D), d * B.to(tl.int64) + b
-    d64 = d.to(tl.int64)
-    sums = zeros(BB, BN, 1)
-    if BACKWARD_FIRST is None:
-        p_rows = io.dh_all + row * io.R
-        p_w = io.w_hr + d64 * io.R * io.H
-        sums = add_product(sums, p_rows, active, io.R, p_w, 0, 1, io.H, n, io.H, BK, PRECISION)
-        cell_gradient(
-            io, t, b, n, d, backwards, active, first, keep, sums[0], B, D,
-            BACKWARD, OPERAND, 0, G, STATES, SAVED, PEEPHOLES, False,
-        )  # fmt: skip
-    else:
-        LAST: tl.constexpr = G - 1
-        p_rows = io.dgates_x + (row * G + LAST) * io.H  # shared by such cells
-        p_w = io.w_hh + (d64 * G + LAST) * io.H * io.R
-        sums = add_product(sums, p_rows, active, io.H, p_w, 0, 1, io.R, n, io.H, BK, PRECISION)
-        units = active & (n < io.H)
-        saved = load_saved(io, row, n, units, SAVED)
-        before = states_before(io, t, b, n, d, backwards, first, keep, B, D, STATES)
-        dgate, added = BACKWARD_FIRST(saved, before, sums[0])
-        store_gates(io, row, n, (b < B) & (n < io.H), active, (dgate,), (dgate,), 0, 1, G)
-        p_dh = io.dh + lane * io.R + n
-        store_as(p_dh, load_wide(p_dh, units) + tl.where(keep, added, 0.0), units)
-
-
-@triton.jit(do_not_specialize=["T", "B", "D", "pattern"])
-def backward_block(
-    io, T, B, D, pattern,
-    BACKWARD: tl.constexpr, OPERAND: tl.constexpr, BACKWARD_FIRST: tl.constexpr, G: tl.constexpr,
-    STATES: tl.constexpr, SAVED: tl.constexpr, PEEPHOLES: tl.constexpr, BB: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    d = tl.program_id(1)
-    b = tl.program_id(0) * BB + tl.arange(0, BB)[:, None]
-    for back in range(T):
-        for n0 in range(0, io.R, BN):
-            n = n0 + tl.arange(0, BN)[None, :]
-            first_product(
-                io, back, b, n, d, T, B, D, pattern, BACKWARD, OPERAND, BACKWARD_FIRST,
-                G, STATES, SAVED, PEEPHOLES, BB, BN, BK, PRECISION,
-            )  # fmt: skip
-        # What other threads of the program stored is read in the next product.
-        tl.debug_barrier()
-        if io.operand is not None:
-            for n0 in range(0, io.H, BN):
-                n = n0 + tl.arange(0, BN)[None, :]
-                second_product(
-                    io, back, b, n, d, T, B, D, pattern, BACKWARD, OPERAND, BACKWARD_FIRST,
-                    G, STATES, SAVED, PEEPHOLES, BB, BN, BK, PRECISION,
-                )  # fmt: skip
-            tl.debug_barrier()
-
-
-@triton.jit(do_not_specialize=["back", "T", "B", "D", "pattern"])
-def backward_step(
-    io, back, T, B, D, pattern,
-    SECOND: tl.constexpr, BACKWARD: tl.constexpr, OPERAND: tl.constexpr,
-    BACKWARD_FIRST: tl.constexpr, G: tl.constexpr, STATES: tl.constexpr, SAVED: tl.constexpr,
-    PEEPHOLES: tl.constexpr, BB: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    b = tl.program_id(0) * BB + tl.arange(0, BB)[:, None]
-    n = tl.program_id(1) * BN + tl.arange(0, BN)[None, :]
-    d = tl.program_id(2)
-    if SECOND:
-        second_product(
-            io, back, b, n, d, T, B, D, pattern, BACKWARD, OPERAND, BACKWARD_FIRST,
-            G, STATES, SAVED, PEEPHOLES, BB, BN, BK, PRECISION,
-        )  # fmt: skip
-    else:
-        first_product(
-            io, back, b, n, d, T, B, D, pattern, BACKWARD, OPERAND, BACKWARD_FIRST,
-            G, STATES, SAVED, PEEPHOLES, BB, BN, BK, PRECISION,
-        )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["T", "B", "D", "pattern"])
-def backward_persistent(
-    io, counter, T, B, D, pattern,
-    BACKWARD: tl.constexpr, OPERAND: tl.constexpr, BACKWARD_FIRST: tl.constexpr, G: tl.constexpr,
-    STATES: tl.constexpr, SAVED: tl.constexpr, PEEPHOLES: tl.constexpr, BB: tl.constexpr,
-    BN: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    program, programs = tl.program_id(0), tl.num_programs(0)
-    blocks = tl.cdiv(B, BB)
-    PRODUCTS: tl.constexpr = 1 if io.operand is None else 2
-    for back in range(T):
-        for tile in range(program, blocks * tl.cdiv(io.R, BN) * D, programs):
-            b, n, d = tile_at(tile, blocks, io.R, BB, BN)
-            first_product(
-                io, back, b, n, d, T, B, D, pattern, BACKWARD, OPERAND, BACKWARD_FIRST,
-                G, STATES, SAVED, PEEPHOLES, BB, BN, BK, PRECISION,
-            )  # fmt: skip
-        meet(counter, PRODUCTS * back + 1)
-        if PRODUCTS == 2:
-            for tile in range(program, blocks * tl.cdiv(io.H, BN) * D, programs):
-                b, n, d = tile_at(tile, blocks, io.H, BB, BN)
-                second_product(
-                    io, back, b, n, d, T, B, D, pattern, BACKWARD, OPERAND, BACKWARD_FIRST,
-                    G, STATES, SAVED, PEEPHOLES, BB, BN, BK, PRECISION,
-                )  # fmt: skip
-            meet(counter, PRODUCTS * back + 2)
+    for k in tl.static_range(C):
+        store_as(p_dc + k * io.H, dstates[1 + k], inside)
+    p_dw_unit = io.dw_unit
+    if CELL.unit_weights > 0:
+        p_dw_unit += (b * D.to(tl.int64) + d) * (CELL.unit_weights * io.H) + n
+        store_planes(p_dw_unit, io.H, dw_unit, inside, 0, CELL.unit_weights)

@@ -112,12 +112,30 @@ def bias_planes(pointer, plane, n, units, BB: tl.constexpr, BN: tl.constexpr, CO
 
 
 @triton.jit
-def load_peepholes(pointer, d, n, units, COUNT: tl.constexpr):
-    """The peepholes of direction d, [1, BN] each; an empty tuple for a cell without."""
-    peep = ()
+def load_unit_weights(pointer, d, n, units, COUNT: tl.constexpr):
+    """The unit_weights of direction d, [1, BN] each; an empty tuple for a cell without."""
+    w_unit = ()
     if pointer is not None:
-        peep = load_planes(pointer + d * COUNT * units + n, units, n < units, COUNT)
-    return peep
+        w_unit = load_planes(pointer + d * COUNT * units + n, units, n < units, COUNT)
+    return w_unit
+
+
+@triton.jit
+def own_weights(w_unit, CELL: tl.constexpr):
+    """The unit weights that the cell itself reads, and not its loop."""
+    weights = w_unit
+    if CELL.normalized or CELL.stages == 0:
+        weights = ()
+    return weights
+
+
+@triton.jit
+def own_products(sums, operand, w_unit):
+    """What units that see only themselves add to their gates."""
+    grown = ()
+    for g in tl.static_range(len(sums)):
+        grown = grown + (sums[g] + operand * w_unit[g],)
+    return grown
 
 
 @triton.jit
@@ -134,6 +152,7 @@ def add_product(
     units,
     BK: tl.constexpr,
     PRECISION: tl.constexpr,
+    p_kept=None,
 ):
     """sums[g][b, n] + sum over k of rows[b, k] * w[g, n, k], for every block of `sums`.
 
@@ -141,6 +160,7 @@ def add_product(
         p_rows: pointers [BB, 1] to the rows' first elements.
         p_w: pointer to w, whose strides are given in elements.
         units: w has so many n; depth: and so many k.
+        p_kept: pointers [BB, 1] to what the rows' elements are multiplied with before, or None.
     """
     # 32 bits within a tile, 64 for where it starts: a wide layer has more than 2**31 weights.
     k = tl.arange(0, BK)
@@ -150,6 +170,10 @@ def add_product(
         rows = tl.load(
             p_rows + (k0 + k)[None, :], mask=row_mask & ((k0 + k)[None, :] < depth), other=0.0
         )
+        if p_kept is not None:
+            inside = row_mask & ((k0 + k)[None, :] < depth)
+            kept = tl.load(p_kept + (k0 + k)[None, :], mask=inside, other=0.0)
+            rows = (rows.to(tl.float32) * kept).to(rows.dtype)
         mask = (n < units) & ((k0 + k)[:, None] < depth)
         p_tile = p_w + k0 * step
         grown = ()

@@ -21,7 +21,8 @@ from bptt.cells import CELLS
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
 HALVES = (F16, BF16)
 DTYPES = (F64, F32, BF16)
-ALL_CELLS = tuple(CELLS)
+# The cells of the layers that take the place of torch.nn's; variants.py has the others.
+ALL_CELLS = tuple(list(CELLS)[:7])
 LSTMS = ("lstm", "lstm_peephole")
 
 
@@ -119,8 +120,8 @@ def weight_shapes(case: Case, width: int) -> dict[str, tuple[int, ...]]:
         shapes.update(b_ih=(gates,), b_hh=(gates,))
     if case.proj:
         shapes["w_hr"] = (case.proj, case.hidden)
-    if case.spec.peepholes:
-        shapes["peephole"] = (len(case.spec.peepholes) * case.hidden,)
+    if case.spec.unit_weights:
+        shapes["peephole"] = (len(case.spec.unit_weights) * case.hidden,)
     return shapes
 
 
@@ -200,7 +201,7 @@ def call(
     if case.cell in LSTMS:
         hx = None if hx is None else (hx, tensors["c0"])
         y, (h_n, c_n) = bptt.functional.lstm(
-            x, hx, weights, proj_size=case.proj, peephole=bool(case.spec.peepholes), **options
+            x, hx, weights, proj_size=case.proj, peephole=bool(case.spec.unit_weights), **options
         )
     elif case.cell.startswith("gru"):
         y, h_n = bptt.functional.gru(x, hx, weights, reset_after=case.cell == "gru", **options)

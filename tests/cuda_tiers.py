@@ -17,10 +17,14 @@ def force_tier(monkeypatch, tier):
     """
     tier, _, held = tier.partition(" ")
 
-    def plan(cell, dtype, sizes, projected, backward, device):
+    planned_for = gpu.plan_for
+
+    def plan(cell, dtype, sizes, projected, backward, device, *asked):
         number = gpu.number_of(dtype)
         limits = gpu.device_limits(device)
-        if tier == "step" or CELLS[cell].stages == 2 or projected:
+        if gpu.reason_for_step_tier(cell, *asked[:1], projected, *asked[1:]) is not None:
+            return planned_for(cell, dtype, sizes, projected, backward, device, *asked)
+        if tier == "step":
             return gpu.make_plan(cell, number, sizes, projected, backward, limits, "step")
         planned = gpu.make_plan(cell, number, sizes, projected, backward, limits, "block")
         even = sizes.hidden + sizes.hidden % 2

@@ -56,7 +56,7 @@ def arguments(backend, **changes):
     given = {
         "backend": backend, "cell": "lstm", "gates_x": torch.randn(3, 2, 1, 4, 4), "x": None,
         "w_ih": None, "b_ih": None, "w_hh": torch.randn(1, 16, 4), "b_hh": None, "w_hr": None,
-        "peephole": None, "h0": torch.randn(1, 2, 4), "c0": torch.randn(1, 2, 4),
+        "w_unit": None, "h0": torch.randn(1, 2, 4), "c0": torch.randn(1, 2, 4),
         "lengths": None, "resets": None, "reverse": [0], "keep": "gates",
     }  # fmt: skip
     return {**given, **changes}
@@ -74,7 +74,7 @@ BAD_ARGUMENTS = [
     ({"h0": torch.zeros(1, 3, 4)}, r"h0 must be \[D, B, R\] = \[1, 2, 4\], got \[1, 3, 4\]"),
     ({"h0": torch.zeros(1, 2, 4).half()}, "h0 must have dtype torch.float32"),
     ({"c0": None}, "c0 must be given"),
-    ({"peephole": torch.zeros(1, 12)}, "peephole must be None for cell lstm"),
+    ({"w_unit": torch.zeros(1, 12)}, "w_unit must be None for cell lstm"),
     ({"lengths": torch.zeros(3, dtype=torch.int64)}, r"lengths must be \[B\] = \[2\]"),
     ({"lengths": torch.zeros(2)}, "lengths must have dtype torch.int64"),
     ({"resets": torch.zeros(3, 1, dtype=torch.bool)}, r"resets must be \[T, B\]"),

@@ -358,7 +358,7 @@ def op_arguments(cell, dtype, options, keep="gates", requires_grad=True):
     spec = CELLS[cell]
     directions, gates = options.get("directions", (0, 1)), len(spec.gates)
     d, rows = len(directions), gates * H
-    state = 2 if options.get("proj") and spec.has_cell_state else H
+    state = 2 if options.get("proj") and spec.projects else H
 
     def tensor(wanted, *shape):
         return torch.randn(shape, dtype=dtype, requires_grad=requires_grad) if wanted else None
@@ -371,12 +371,12 @@ def op_arguments(cell, dtype, options, keep="gates", requires_grad=True):
         tensor(not projected, T, B, I),
         tensor(not projected, d, rows, I),
         tensor(bias, d, rows),
-        tensor(True, d, rows, state),
+        tensor(True, d, rows, state if spec.stages else 0),
         tensor(bias, d, rows),
         tensor(state != H, d, state, H),
-        tensor(spec.peepholes, d, 3 * H),
+        tensor(spec.unit_weights, d, len(spec.unit_weights) * H),
         tensor(True, d, B, state),
-        tensor(spec.has_cell_state, d, B, H),
+        tensor(spec.has_cell_state, d, B, spec.cell_states * H),
         torch.tensor([0, 2, T, 1]) if options.get("lengths") else None,
         torch.rand(T, B) < 0.3 if options.get("resets") else None,
         list(directions),

@@ -44,13 +44,27 @@ def random():
 # --- ONNX -----------------------------------------------------------------------------------------
 
 
-def onnx_direction(kind, x, w, r, b, h, c=None, p=None, linear_before_reset=0):
+# Those of ONNX with the alpha and beta that make them ours.
+ONNX_ACTIVATIONS = {
+    "Sigmoid": sigmoid,
+    "HardSigmoid": lambda x: np.maximum(0, np.minimum(1, x / 6 + 0.5)),
+    "Tanh": np.tanh,
+    "Softsign": lambda x: x / (1 + np.abs(x)),
+    "Relu": lambda x: np.maximum(0, x),
+}
+
+
+def onnx_direction(
+    kind, x, w, r, b, h, c=None, p=None, linear_before_reset=0, input_forget=0, activations=()
+):
     """One direction of ONNX's GRU or LSTM on one sequence.
 
     x [T, I]; w [G*H, I]; r [G*H, H]; b [2*G*H]; p [3*H]; h, c [H]. Returns y [T, H] and the final
     h and c.
     """
     gates = ONNX_GATES[kind]
+    chosen = activations or ("Sigmoid", "Tanh", "Tanh")
+    at_gates, at_candidate, at_output = (ONNX_ACTIVATIONS[n] for n in (*chosen, "Tanh")[:3])
     w, r = split(w, gates), split(r, gates)
     wb, rb = (split(half, gates) for half in np.split(b, 2))
     p = None if p is None else split(p, ONNX_PEEPHOLES)
@@ -59,18 +73,19 @@ def onnx_direction(kind, x, w, r, b, h, c=None, p=None, linear_before_reset=0):
         gate_x = {g: w[g] @ x_t + wb[g] for g in gates}
         gate_h = {g: r[g] @ h + rb[g] for g in gates}
         if kind == "gru":
-            z, reset = sigmoid(gate_x["z"] + gate_h["z"]), sigmoid(gate_x["r"] + gate_h["r"])
+            z, reset = (at_gates(gate_x[g] + gate_h[g]) for g in ("z", "r"))
             if linear_before_reset:
-                candidate = np.tanh(gate_x["n"] + reset * gate_h["n"])
+                candidate = at_candidate(gate_x["n"] + reset * gate_h["n"])
             else:
-                candidate = np.tanh(gate_x["n"] + r["n"] @ (reset * h) + rb["n"])
+                candidate = at_candidate(gate_x["n"] + r["n"] @ (reset * h) + rb["n"])
             h = (1 - z) * candidate + z * h
         else:
-            i = sigmoid(gate_x["i"] + gate_h["i"] + p["i"] * c)
-            f = sigmoid(gate_x["f"] + gate_h["f"] + p["f"] * c)
-            c = f * c + i * np.tanh(gate_x["g"] + gate_h["g"])
-            o = sigmoid(gate_x["o"] + gate_h["o"] + p["o"] * c)
-            h = o * np.tanh(c)
+            i = at_gates(gate_x["i"] + gate_h["i"] + p["i"] * c)
+            f = at_gates(gate_x["f"] + gate_h["f"] + p["f"] * c)
+            f = 1 - i if input_forget else f
+            c = f * c + i * at_candidate(gate_x["g"] + gate_h["g"])
+            o = at_gates(gate_x["o"] + gate_h["o"] + p["o"] * c)
+            h = o * at_output(c)
         outputs.append(h)
     return np.stack(outputs), h, c
 
@@ -122,12 +137,14 @@ def ours_from_onnx(kind, tensors, **options):
         for array in (tensors["W"][d], tensors["R"][d], *halves):
             weights.append(permuted(array, theirs, ours))
         if kind == "lstm":
-            peepholes = CELLS["lstm_peephole"].peepholes
+            peepholes = CELLS["lstm_peephole"].unit_weights
             weights.append(permuted(tensors["P"][d], ONNX_PEEPHOLES, peepholes))
     x, h = (torch.from_numpy(tensors[name]) for name in ("X", "initial_h"))
     if kind == "lstm":
         hx = (h, torch.from_numpy(tensors["initial_c"]))
-        y, states = bptt.functional.lstm(x, hx, weights, bidirectional=True, peephole=True)
+        y, states = bptt.functional.lstm(
+            x, hx, weights, bidirectional=True, peephole=True, **options
+        )
     else:
         y, *states = bptt.functional.gru(x, h, weights, bidirectional=True, **options)
     return (y.unflatten(2, (2, H)).transpose(1, 2).numpy(), *(s.numpy() for s in states))
@@ -148,6 +165,36 @@ def test_onnx_gru(random, linear_before_reset):
 def test_onnx_lstm_with_peepholes(random):
     tensors = onnx_tensors("lstm", random)
     assert_all_equal(ours_from_onnx("lstm", tensors), onnx_layer("lstm", tensors))
+
+
+@pytest.mark.parametrize("candidate", ["Softsign", "Relu"])
+@pytest.mark.parametrize("gates", ["Sigmoid", "HardSigmoid"])
+@pytest.mark.parametrize("kind", ["gru", "lstm"])
+def test_onnx_activations(random, kind, gates, candidate):
+    """One name for candidates and outputs, as here; HardSigmoid with alpha 1/6."""
+    tensors = onnx_tensors(kind, random)
+    names = {"Sigmoid": "sigmoid", "HardSigmoid": "hard_sigmoid", "Relu": "relu"}
+    options = {"gate_activation": names[gates], "activation": names.get(candidate, "softsign")}
+    theirs = onnx_layer(kind, tensors, activations=(gates, candidate, candidate))
+    if kind == "gru":
+        options["reset_after"] = False
+    assert_all_equal(ours_from_onnx(kind, tensors, **options), theirs)
+
+
+def test_onnx_lstm_with_coupled_gates(random):
+    """Its attribute input_forget couples f = 1 - i; CIFG's i = 1 - f, of the negated weights."""
+    tensors = onnx_tensors("lstm", random)
+    tensors["P"][:] = 0.0
+    weights = []
+    for d in range(2):
+        halves = np.split(tensors["B"][d], 2)
+        for array in (tensors["W"][d], tensors["R"][d], *halves):
+            parts = split(array, ONNX_GATES["lstm"])
+            weights.append(torch.from_numpy(np.concatenate([-parts["i"], parts["g"], parts["o"]])))
+    x, h, c = (torch.from_numpy(tensors[name]) for name in ("X", "initial_h", "initial_c"))
+    y, states = bptt.functional.cifg(x, (h, c), weights, bidirectional=True)
+    ours = (y.unflatten(2, (2, H)).transpose(1, 2).numpy(), *(s.numpy() for s in states))
+    assert_all_equal(ours, onnx_layer("lstm", tensors, input_forget=1))
 
 
 @pytest.mark.parametrize(
@@ -180,6 +227,11 @@ def test_our_onnx_is_that_of_its_reference_evaluator(random, kind, attributes):
 # --- Keras ----------------------------------------------------------------------------------------
 
 
+def keras_hard_sigmoid(x):
+    """Keras 3; Keras 2 had 0.2 x + 0.5."""
+    return np.clip(x / 6 + 0.5, 0, 1)
+
+
 def keras_gru(x, kernel, recurrent, bias, reset_after):
     """x [T, I], kernel [I, 3H], recurrent [H, 3H]; bias [2, 3H] with reset_after, else [3H]."""
     h, outputs = np.zeros(H), []
@@ -197,13 +249,18 @@ def keras_gru(x, kernel, recurrent, bias, reset_after):
     return np.stack(outputs)
 
 
-def keras_lstm(x, kernel, recurrent, bias):
-    """x [T, I], kernel [I, 4H], recurrent [H, 4H], bias [4H]."""
+def keras_lstm(x, kernel, recurrent, bias, gate_activation=None, activation=None):
+    """x [T, I], kernel [I, 4H], recurrent [H, 4H], bias [4H].
+
+    Its recurrent_activation and activation have our names here: "hard_sigmoid", "softsign".
+    """
+    gate = keras_hard_sigmoid if gate_activation else sigmoid
+    act = (lambda a: a / (1 + np.abs(a))) if activation else np.tanh
     h, c, outputs = np.zeros(H), np.zeros(H), []
     for x_t in x:
         i, f, g, o = np.split(x_t @ kernel + h @ recurrent + bias, 4)
-        c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-        h = sigmoid(o) * np.tanh(c)
+        c = gate(f) * c + gate(i) * act(g)
+        h = gate(o) * act(c)
         outputs.append(h)
     return np.stack(outputs)
 
@@ -212,6 +269,11 @@ KERAS_LAYERS = {
     "gru, reset after": ("gru", keras_gru, {"reset_after": True}),
     "gru, reset before": ("gru", keras_gru, {"reset_after": False}),
     "lstm": ("lstm", keras_lstm, {}),
+    "lstm, activations": (
+        "lstm",
+        keras_lstm,
+        {"gate_activation": "hard_sigmoid", "activation": "softsign"},
+    ),
 }
 MERGES = {
     "concat": lambda f, b: np.concatenate([f, b], axis=-1),

@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 TIERS = ("block", "cluster", "grid", "step")
+VARIANTS = ("controlled", "normalized", "diagonal")
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +30,7 @@ def program():
 @pytest.mark.parametrize("engine", ["fibers", "address", "thread"])
 @pytest.mark.parametrize(
     ("tier", "number", "weights"),
-    [*itertools.product(TIERS, ["fp32", "bf16"], ["shared"]),
+    [*itertools.product(TIERS + VARIANTS, ["fp32", "bf16"], ["shared"]),
      *itertools.product(TIERS[:3], ["bf16"], ["held"])],
 )  # fmt: skip
 def test_nothing_is_said_of_a_run(tier, number, weights, engine, seed, program):

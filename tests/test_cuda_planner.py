@@ -78,7 +78,7 @@ def shared_bytes(plan, cell, number, backward):
     fetched = gates
     if backward:  # saved values, dy, and two states of which cell states are float
         fetched = len(spec.saved) + 1 + 2 * (word if len(spec.states) == 2 else 1)
-    carried = len(spec.states) + (len(spec.peepholes) if backward else 0)
+    carried = len(spec.states) + (len(spec.unit_weights) if backward else 0)
     sums = plan["parts"] * rows * (weights + 4) * 4
     if plan["held"]:  # four instructions' depth of what registers get lies in their place at first
         sums = max(sums, plan["parts"] * weights * (4 * 32 * (16 // min(weights, 16)) + 16))

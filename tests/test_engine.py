@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bptt import _dev
-from bptt.cells import CELLS
+from bptt.cells import CELLS, CellMath
+from bptt.control import ACTIVATIONS
 from bptt.gradients import KEEP_NOTHING, Config, LoopInputs, forward_op
 from cases import ALL_CELLS, F32, F64
 
@@ -26,9 +27,10 @@ def test_the_tables_of_cells_agree():
             "gates": len(spec.gates),
             "states": len(spec.states),
             "saved": len(spec.saved),
-            "peepholes": len(spec.peepholes),
+            "unit_weights": len(spec.unit_weights),
             "stages": spec.stages,
             "shared_gates": spec.shared_gates,
+            "normalized": spec.normalized,
         }
         for spec in CELLS.values()
     ]
@@ -36,23 +38,50 @@ def test_the_tables_of_cells_agree():
     assert all(name == spec.name for name, spec in CELLS.items())
 
 
+# A layer normalisation of one unit is nothing.
+UNIT_CELLS = tuple(name for name, spec in CELLS.items() if not spec.normalized)
+OWN = {"gates": "own", "states": "own", "bound": 0.0}
+MATHS = [
+    OWN,
+    {"gates": "hard_sigmoid", "states": "softsign", "bound": 0.0},
+    {"gates": "identity", "states": "hard_tanh", "bound": 0.0},
+    {"gates": "tanh", "states": "sigmoid", "bound": 0.4},
+    {"gates": "softsign", "states": "relu", "bound": 0.2},
+]
+maths = pytest.mark.parametrize("math", MATHS, ids=lambda m: "-".join(map(str, m.values())))
+
+
+def math_of(math, cell):
+    """The same choice in C++ and in Python."""
+    bound = math["bound"] if CELLS[cell].cell_states == 1 else 0.0
+    chosen = [getattr(_dev.Activation, math[name]) for name in ("gates", "states")]
+    names = ["" if math[name] == "own" else math[name] for name in ("gates", "states")]
+    hold = (lambda c: c.clamp(-bound, bound)) if bound else (lambda c: c)
+    return _dev.Math(*chosen, bound), CellMath(*(ACTIVATIONS[n] for n in names), hold)
+
+
 def draw_step(cell, seed):
-    """Inputs of one step of a layer of one unit: gates_x, weights, bias, states, peep."""
+    """Inputs of one step of a layer of one unit: gates_x, weights, bias, states, own weights."""
     random = np.random.default_rng(seed)
     spec = CELLS[cell]
     gates = len(spec.gates)
-    counts = (gates, gates, gates, len(spec.states), len(spec.peepholes))
+    counts = (gates, gates, gates, len(spec.states), len(spec.unit_weights))
     values = [list(random.normal(size=count)) for count in counts]
-    if cell == "rnn_relu":  # clear of the kink, half of the draws on either side
+    if cell == "slstm":  # the normaliser is a sum of exponentials
+        values[3][2] = abs(values[3][2]) + 0.5
+    if cell in ("rnn_relu", "indrnn"):  # clear of the kink, half of the draws on either side
         values[0] = [4.0 if seed % 2 else -4.0]
     return values
 
 
-@pytest.mark.parametrize("cell", ALL_CELLS)
+@pytest.mark.parametrize("cell", UNIT_CELLS)
 @pytest.mark.parametrize("seed", range(6))
-def test_a_step_is_the_python_step(cell, seed):
+@maths
+def test_a_step_is_the_python_step(cell, seed, math):
     gates_x, weights, bias, states, peep = draw_step(cell, seed)
-    w, b = (torch.tensor(v, dtype=F64) for v in (weights, bias))
+    own = CELLS[cell].stages == 0  # then a unit's own weights are those of the product
+    w, b = (torch.tensor(v, dtype=F64) for v in (peep if own else weights, bias))
+    in_cpp, in_python = math_of(math, cell)
 
     def recur(operand, which=slice(None)):
         return (w[which] * operand + b[which]).unbind()
@@ -61,19 +90,21 @@ def test_a_step_is_the_python_step(cell, seed):
         return tuple(torch.tensor(values, dtype=F64).unbind())
 
     expected = CELLS[cell].step(
-        scalars(gates_x), recur, scalars(states), scalars(peep) if peep else None
+        scalars(gates_x), recur, scalars(states), scalars(peep) if peep else None, in_python
     )
-    got, _ = _dev.step_forward(cell, gates_x, weights, bias, states, peep)
+    got, _ = _dev.step_forward(cell, gates_x, weights, bias, states, peep, in_cpp)
     np.testing.assert_allclose(got, [s.item() for s in expected], rtol=1e-14, atol=1e-15)
 
 
-@pytest.mark.parametrize("cell", ALL_CELLS)
+@pytest.mark.parametrize("cell", UNIT_CELLS)
 @pytest.mark.parametrize("seed", range(6))
-def test_the_gradient_of_a_step_is_its_finite_difference(cell, seed):
+@maths
+def test_the_gradient_of_a_step_is_its_finite_difference(cell, seed, math):
+    chosen, _ = math_of(math, cell)
     gates_x, weights, bias, states, peep = draw_step(cell, seed)
     dstates = list(np.random.default_rng(seed + 100).normal(size=len(states)))
-    after, saved = _dev.step_forward(cell, gates_x, weights, bias, states, peep)
-    grads = _dev.step_backward(cell, weights, saved, states, after, peep, dstates)
+    after, saved = _dev.step_forward(cell, gates_x, weights, bias, states, peep, chosen)
+    grads = _dev.step_backward(cell, weights, saved, states, after, peep, dstates, chosen)
     # A gradient of the bias is one of gates_h.
     places = {"gates_x": 0, "bias": 2, "states": 3, "peep": 4}
     width = 1e-6
@@ -83,7 +114,7 @@ def test_the_gradient_of_a_step_is_its_finite_difference(cell, seed):
             for sign in (1, -1):
                 moved = [list(v) for v in (gates_x, weights, bias, states, peep)]
                 moved[place][k] += sign * width
-                states_moved, _ = _dev.step_forward(cell, *moved)
+                states_moved, _ = _dev.step_forward(cell, *moved, chosen)
                 sides.append(np.dot(states_moved, dstates))
             expected = (sides[0] - sides[1]) / (2 * width)
             assert got == pytest.approx(expected, abs=2e-9, rel=1e-8), f"{name}[{k}]"
@@ -179,7 +210,7 @@ def activation_by_the_op(name, x):
         w_hh=zeros(1, units, units),
         b_hh=None,
         w_hr=None,
-        peephole=None,
+        w_unit=None,
         h0=zeros(1, 1, units),
         c0=None,
         lengths=None,

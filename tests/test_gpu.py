@@ -104,7 +104,7 @@ def test_as_planned(backend, cell, dtype, hidden, recompute):
 def test_teams_of_blocks_stay_in_step_in_a_long_sequence(cell, tier, hidden, monkeypatch):
     """The planner's best cut of a tier, for a thousand exchanges."""
 
-    def plan_for(cell, dtype, sizes, projected, backward, device):
+    def plan_for(cell, dtype, sizes, projected, backward, device, *_):
         number, limits = gpu.number_of(dtype), gpu.device_limits(device)
         try:
             return gpu.make_plan(cell, number, sizes, projected, backward, limits, tier)

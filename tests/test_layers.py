@@ -279,7 +279,9 @@ def test_strides_do_not_matter(name):
 def test_batch_first_input_reaches_the_engine_uncopied(name, monkeypatch):
     seen = []
     run = ops.recurrence
-    monkeypatch.setattr(ops, "recurrence", lambda *args: seen.append(args[1]) or run(*args))
+    monkeypatch.setattr(
+        ops, "recurrence", lambda *args, **rest: seen.append(args[1]) or run(*args, **rest)
+    )
     x = torch.randn(B, T, I)
     PAIRS[name][0](I, H, batch_first=True)(x)
     assert seen[0].shape == (T, B, I)

@@ -198,7 +198,7 @@ def test_any_number_of_directions_either_way(cell):
     x = torch.randn(t, b, i, dtype=F64)
     w_ih, w_hh = torch.randn(d, rows, i, dtype=F64), torch.randn(d, rows, h, dtype=F64)
     b_ih, b_hh = torch.randn(2, d, rows, dtype=F64)
-    peephole = torch.randn(d, 3 * h, dtype=F64) if spec.peepholes else None
+    peephole = torch.randn(d, 3 * h, dtype=F64) if spec.unit_weights else None
     h0 = torch.randn(d, b, h, dtype=F64)
     c0 = torch.randn(d, b, h, dtype=F64) if spec.has_cell_state else None
     with bptt.backend("cpu"):
@@ -208,7 +208,7 @@ def test_any_number_of_directions_either_way(cell):
     gates_x = torch.einsum("tbi,dgi->tbdg", x, w_ih) + b_ih
     gates_x = gates_x.unflatten(-1, (-1, h))
     theirs = reference.recurrence(
-        cell, gates_x, w_hh, b_hh, None, peephole, h0, c0, None, None, reverse
+        cell, gates_x, w_hh, b_hh, None, peephole, h0, c0, None, None, None, reverse
     )
     for left, right in zip(ours, theirs, strict=True):
         if right is not None:

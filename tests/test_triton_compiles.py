@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
+from bptt.cells import CELLS
 from bptt.kernels.plan import CHIPS
 
 # Bytes a thread may spill. Hidden sizes that 16 does not divide take the most: their loads are not
@@ -22,10 +23,10 @@ REGISTERS = 255  # of a thread, on NVIDIA
 AMD_REGISTERS = 512
 
 
-# A process compiles every fifth variant. All five of one target; of the others one, as all of all
-# take a quarter of an hour: the tables in benchmarks/results/triton-compiled have them.
-EVERY, WHOLE = 5, "sm_90"
-PARTS = [(target, first) for target in CHIPS for first in range(EVERY if target == WHOLE else 1)]
+# A process compiles every 17th variant. Two such of one target, one of the others, as all of all
+# take half an hour: the tables in benchmarks/results/triton-compiled have them.
+EVERY, MOST = 17, "sm_90"
+PARTS = [(target, first) for target in CHIPS for first in range(2 if target == MOST else 1)]
 
 
 def table(target, first, *options):
@@ -42,16 +43,23 @@ def table(target, first, *options):
 @pytest.mark.parametrize(("target", "first"), PARTS)
 def test_variants_compile_and_fit(target, first):
     rows = table(target, first)
-    assert len(rows) > 40
+    assert len(rows) > 25
     assert {row["cell"] for row in rows} >= {"lstm", "gru", "gru_reset_before", "lstm_peephole"}
     assert_fit(rows, target)
 
 
 @pytest.mark.slow
+def test_loops_that_do_more_than_run_their_cells_fit():
+    rows = table(MOST, 0, "--control")
+    assert len(rows) > 10 and all(row["control"] for row in rows)
+    assert_fit(rows, MOST)
+
+
+@pytest.mark.slow
 def test_variants_that_write_gradients_of_hidden_states_fit():
-    rows = table(WHOLE, 0, "--gradients")
-    assert len(rows) > 15 and all(row["gradients"] for row in rows)
-    assert_fit(rows, WHOLE)
+    rows = table(MOST, 0, "--gradients")
+    assert len(rows) > 5 and all(row["gradients"] for row in rows)
+    assert_fit(rows, MOST)
 
 
 def assert_fit(rows, target):
@@ -61,4 +69,6 @@ def assert_fit(rows, target):
         assert row["shared"] <= CHIPS[target].shared, what
         assert row["registers"] <= most, what
         allowed = SPILLED["odd" if row["hidden"] % 16 else "aligned"]
+        if CELLS[row["cell"]].normalized or row["control"]:  # more is kept, and asked for
+            allowed += 32
         assert row["spilled"] <= allowed, f"{what}: {row['spilled']} bytes spilled"

@@ -40,7 +40,7 @@ def train(cell, hidden, steps=T, batch=B, directions=2, proj=0, keep_dh=False):
     w_hh, h0 = torch.randn(directions, rows, state), torch.randn(directions, batch, state)
     c0 = torch.randn(directions, batch, hidden) if spec.has_cell_state else None
     w_hr = torch.randn(directions, state, hidden) if proj else None
-    peephole = torch.randn(directions, 3 * hidden) if spec.peepholes else None
+    peephole = torch.randn(directions, 3 * hidden) if spec.unit_weights else None
     options = (None, None)
     reverse = [0, 1][:directions]
     inputs = (w_hh, None, w_hr, peephole, h0, c0, *options)

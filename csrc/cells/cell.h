@@ -5,41 +5,85 @@
 // or storage types. It has
 //
 //   kGates        gate pre-activations per unit, in PyTorch's order of weight rows
-//   kStates       states carried from step to step, the hidden state first, then the cell state
+//   kStates       states carried from step to step: the hidden state, then the cell states
 //   kSaved        values kept per unit and step for backward, besides the states themselves
-//   kPeep         per-unit weights from the cell state to the gates
-//   kStages       dependent hidden-to-hidden products per step (1 or 2)
+//   kUnitWeights  weights that a unit has to itself, such as peepholes
+//   kStages       dependent hidden-to-hidden products per step: 1 or 2; 0 for `Diagonal` cells
 //   kSharedGates  whether dgates_x and dgates_h are always equal
 //
-//   forward(gates_x, gates_h, states_prev, peep, states, saved)
+//   forward(math, gates_x, gates_h, states_prev, w_unit, states, saved)
 //     gates_x and gates_h stay apart: GRU multiplies gates_h of its candidate by the reset gate.
-//   backward(saved, states_prev, states, peep, dstates, dgates_x, dgates_h, dpeep)
+//     `math` holds what a caller may choose: csrc/cells/math.h.
+//   backward(math, saved, states_prev, states, w_unit, dstates, dgates_x, dgates_h, dw_unit)
 //     dstates comes in as the gradient of `states` and leaves as the gradient of `states_prev` that
-//     does not pass through the recurrent product. dpeep is added to.
+//     does not pass through the recurrent product. dw_unit is added to. `states` are those that
+//     forward made, before anything else (zoneout) happened to them.
 //
 // With kStages = 2 the product of the last gate multiplies an operand made from the first ones:
 //
-//   first(gates_x, gates_h, states_prev, saved) -> operand
+//   first(math, gates_x, gates_h, states_prev, saved) -> operand
 //     runs when all gates_h but the last are there, and leaves in `saved` what forward reads back.
-//   backward_first(saved, states_prev, doperand, dstates, dgates_x, dgates_h)
+//   backward_first(math, saved, states_prev, doperand, dstates, dgates_x, dgates_h)
 //     runs after backward, when the gradient of the operand is there.
 //
 // A cell with a second product, its own or a projection of its output, has
 //
-//   operand(saved, states_prev, states)
+//   operand(math, saved, states_prev, states)
 //     what that product multiplies, rebuilt from what the forward pass kept.
+//
+// A cell with cell states has
+//
+//   rebuild(math, saved, states_prev, states)
+//     the cell states that forward made and backward reads, where only what became of them was
+//     kept.
+//
+// and, where its output can be made from a normalised cell state (`LayerNorm`), its backward in two
+// halves: output_backward(math, saved, c, dh, dgate) -> dc, gates_backward(math, ..., dc, dgate,
+// ...).
 #pragma once
 
-#include "activation.h"
+#include "math.h"
 
 namespace bptt {
+
+// A recurrence without a product: each unit sees its own hidden state alone, through one weight for
+// each gate. Li et al., "Independently Recurrent Neural Network (IndRNN)", 2018.
+template <class Cell>
+struct Diagonal : Cell {
+  static constexpr int kStages = 0, kUnitWeights = Cell::kGates;
+};
+
+// Normalises the gates' hidden-to-hidden product over all units and gates, and the cell state on
+// its way to the output. Ba, Kiros and Hinton, "Layer Normalization", 2016, equations 4, 20 to 22
+// and the supplement's for the GRU. Unit weights: a gain for each gate, a bias for each, then gain
+// and bias of the cell state. A cell with one gate normalises the sum with the input's part, as the
+// paper does. dgates_h is the gradient of the product as it was before, dgates_x that of the
+// input's part, which for a sum is the same.
+template <class Cell>
+struct LayerNorm : Cell {
+  static constexpr int kUnitWeights = 2 * Cell::kGates + (Cell::kStates == 2 ? 2 : 0);
+  static constexpr bool kSharedGates = Cell::kGates == 1;
+};
+constexpr double kNormEpsilon = 1e-5;
+
+template <class Cell>
+constexpr bool kNormalized = false;
+template <class Cell>
+constexpr bool kNormalized<LayerNorm<Cell>> = true;
+template <class Cell>
+constexpr bool kNormalizesSum = kNormalized<Cell> && Cell::kGates == 1;
+// Planes of `saved`: those of the cell, then, where it is normalised, the product as it was before.
+template <class Cell>
+constexpr int kSavedPlanes = Cell::kSaved + (kNormalized<Cell> ? Cell::kGates : 0);
+// States besides the hidden one.
+template <class Cell>
+constexpr int kCellStates = Cell::kStates - 1;
 
 template <class Cell>
 struct CellCheck {
   static_assert(Cell::kGates >= 1 && Cell::kGates <= 4, "engines hold up to four gates a unit");
-  static_assert(Cell::kStates == 1 || Cell::kStates == 2, "states: h, or h and c");
-  static_assert(Cell::kStages == 1 || Cell::kStages == 2, "one or two products a step");
-  static_assert(Cell::kPeep == 0 || Cell::kStates == 2, "peepholes look at the cell state");
+  static_assert(Cell::kStates >= 1 && Cell::kStates <= 4, "states: h, and up to three more");
+  static_assert(Cell::kStages >= 0 && Cell::kStages <= 2, "up to two products a step");
   static constexpr bool ok = true;
 };
 

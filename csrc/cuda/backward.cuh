@@ -22,7 +22,7 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
   static constexpr int kDy = Cell::kSaved, kAfter = kDy + 1;
   using Kept = std::conditional_t<Cell::kStates == 2, float, S>;
   static constexpr int kBefore = kAfter + static_cast<int>(sizeof(Kept) / sizeof(S));
-  static constexpr int kDpeep = Cell::kStates;  // planes of sums behind the states' gradients
+  static constexpr int kDwUnit = Cell::kStates;  // planes of sums behind the states' gradients
 
   const BackwardArgs<S>& p;
 
@@ -56,7 +56,7 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
       if constexpr (Cell::kStates == 2) {
         this->state(1, row, u) = p.dc_n ? Number::widen(p.dc_n[place]) : 0;
       }
-      for (int k = 0; k < Cell::kPeep; ++k) this->state(kDpeep + k, row, u) = 0;
+      for (int k = 0; k < Cell::kUnitWeights; ++k) this->state(kDwUnit + k, row, u) = 0;
     });
   }
 
@@ -121,11 +121,11 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
   __device__ void unit(int64_t t, int item, int row, int first, int j, bool active, bool keep,
                        float dh, float (&sent)[kGates]) const {
     constexpr int kSaved = Cell::kSaved > 0 ? Cell::kSaved : 1,
-                  kPeep = Cell::kPeep > 0 ? Cell::kPeep : 1;
+                  kUnitWeights = Cell::kUnitWeights > 0 ? Cell::kUnitWeights : 1;
     constexpr int kLast = Cell::kStates - 1;
     const int H = sizes.hidden, u = first + j, unit = unit0 + u;
     float dgates_x[kGates] = {}, dgates_h[kGates] = {};
-    float saved[kSaved], peep[kPeep], dpeep[kPeep] = {};
+    float saved[kSaved], w_unit[kUnitWeights], dw_unit[kUnitWeights] = {};
     float previous[Cell::kStates] = {}, states[Cell::kStates] = {}, dstates[Cell::kStates];
     dstates[0] = dh;
     if (active && p.dy) dstates[0] += Number::widen(stage.template read<S>(kDy, item, j));
@@ -135,16 +135,17 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
       for (int k = 0; k < Cell::kSaved; ++k)
         saved[k] = Number::widen(stage.template read<S>(k, item, j));
       BPTT_UNROLL
-      for (int k = 0; k < Cell::kPeep; ++k) {
-        peep[k] = Number::widen(p.peephole[(direction * Cell::kPeep + k) * H + unit]);
+      for (int k = 0; k < Cell::kUnitWeights; ++k) {
+        w_unit[k] = Number::widen(p.w_unit[(direction * Cell::kUnitWeights + k) * H + unit]);
       }
       previous[kLast] = keep ? before(t, item, row, first, j) : 0;
       states[kLast] = after(item, j);
       if constexpr (Cell::kStates == 2) dstates[1] = this->state(1, row, u);
-      Cell::backward(saved, previous, states, peep, dstates, dgates_x, dgates_h, dpeep);
+      Cell::backward(PlainMath{}, saved, previous, states, w_unit, dstates, dgates_x, dgates_h,
+                     dw_unit);
       if constexpr (Cell::kStates == 2) this->state(1, row, u) = keep ? dstates[1] : 0;
       BPTT_UNROLL
-      for (int k = 0; k < Cell::kPeep; ++k) this->state(kDpeep + k, row, u) += dpeep[k];
+      for (int k = 0; k < Cell::kUnitWeights; ++k) this->state(kDwUnit + k, row, u) += dw_unit[k];
       if (!keep) dstates[0] = 0;
     }
     this->state(0, row, u) = dstates[0];
@@ -205,9 +206,9 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
           p.dh0[place] = Number::narrow(dh);
           if constexpr (Cell::kStates == 2) p.dc0[place] = Number::narrow(this->state(1, row, u));
           const int64_t sums_row = int64_t{this->row0 + row} * sizes.directions + direction;
-          for (int k = 0; k < Cell::kPeep; ++k) {
-            p.dpeephole[(sums_row * Cell::kPeep + k) * sizes.hidden + unit0 + u] =
-                this->state(kDpeep + k, row, u);
+          for (int k = 0; k < Cell::kUnitWeights; ++k) {
+            p.dw_unit[(sums_row * Cell::kUnitWeights + k) * sizes.hidden + unit0 + u] =
+                this->state(kDwUnit + k, row, u);
           }
         }
       });

@@ -69,7 +69,8 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, Weights, false> {
     const int H = sizes.hidden, u = first + j, unit = unit0 + u;
     const int pass_row = row % cut.rows;
     float gates_x[kGates], gates_h[kGates], before[Cell::kStates], after[Cell::kStates];
-    float saved[Cell::kSaved > 0 ? Cell::kSaved : 1], peep[Cell::kPeep > 0 ? Cell::kPeep : 1];
+    float saved[Cell::kSaved > 0 ? Cell::kSaved : 1],
+        w_unit[Cell::kUnitWeights > 0 ? Cell::kUnitWeights : 1];
     BPTT_UNROLL
     for (int g = 0; g < kGates; ++g) {
       const int bias = (direction * kGates + g) * H + unit;
@@ -81,10 +82,10 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, Weights, false> {
     BPTT_UNROLL
     for (int k = 0; k < Cell::kStates; ++k) before[k] = keep ? this->state(k, row, u) : 0;
     BPTT_UNROLL
-    for (int k = 0; k < Cell::kPeep; ++k) {
-      peep[k] = Number::widen(p.peephole[(direction * Cell::kPeep + k) * H + unit]);
+    for (int k = 0; k < Cell::kUnitWeights; ++k) {
+      w_unit[k] = Number::widen(p.w_unit[(direction * Cell::kUnitWeights + k) * H + unit]);
     }
-    Cell::forward(gates_x, gates_h, before, peep, after, saved);
+    Cell::forward(PlainMath{}, gates_x, gates_h, before, w_unit, after, saved);
     const int64_t at = this->at(t, row);
     p.y[at * H + unit] = Number::narrow(active ? after[0] : 0);
     if (!active) return this->state(0, row, u);

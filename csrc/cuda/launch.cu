@@ -13,24 +13,6 @@ struct CellLaunch {
   static const char* backward(const GpuCall& call, const BackwardParams& params);
 };
 
-namespace {
-
-template <class F>
-auto with_cell(CellKind kind, F f) {
-  switch (kind) {
-    case CellKind::kRnnTanh: return f.template operator()<Rnn<Tanh>>();
-    case CellKind::kRnnRelu: return f.template operator()<Rnn<Relu>>();
-    case CellKind::kRnnSigmoid: return f.template operator()<Rnn<Sigmoid>>();
-    case CellKind::kGru: return f.template operator()<Gru>();
-    case CellKind::kGruResetBefore: return f.template operator()<GruResetBefore>();
-    case CellKind::kLstm: return f.template operator()<Lstm<false>>();
-    case CellKind::kLstmPeephole: break;
-  }
-  return f.template operator()<Lstm<true>>();
-}
-
-}  // namespace
-
 const char* gpu_device(int index, Device* device) {
   return gpu::device_limits(index, &device->capability, &device->processors, &device->shared_bytes,
                             &device->clock_mhz);

@@ -1,6 +1,7 @@
 // Launches for one cell, in every number and tier. Each launch_*.cu instantiates some of them.
 #pragma once
 
+#include "../cells/lstm.h"
 #include "backward.cuh"
 #include "forward.cuh"
 #include "launch.h"
@@ -41,19 +42,21 @@ View<T> output(void* data, int64_t count) {
 // How many elements the arrays of a problem have.
 template <class Cell>
 struct Counts {
-  int64_t gates, weights, biases, projection, peepholes, states, cell_states, history, units, saved;
+  int64_t gates, weights, biases, projection, unit_weights, states, cell_states, history, units,
+      cells, saved;
 
   explicit Counts(const Sizes& s)
       : gates(s.steps * s.batch * s.directions * Cell::kGates * s.hidden),
-        weights(s.directions * Cell::kGates * s.hidden * s.state),
+        weights(Cell::kStages == 0 ? 0 : s.directions * Cell::kGates * s.hidden * s.state),
         biases(s.directions * Cell::kGates * s.hidden),
         projection(s.directions * s.state * s.hidden),
-        peepholes(s.directions * Cell::kPeep * s.hidden),
+        unit_weights(s.directions * Cell::kUnitWeights * s.hidden),
         states(s.directions * s.batch * s.state),
-        cell_states(s.directions * s.batch * s.hidden),
+        cell_states(s.directions * s.batch * kCellStates<Cell> * s.hidden),
         history(s.steps * s.batch * s.directions * s.state),
         units(s.steps * s.batch * s.directions * s.hidden),
-        saved(units * Cell::kSaved) {}
+        cells(units * kCellStates<Cell>),
+        saved(units * kSavedPlanes<Cell>) {}
 };
 
 template <class Cell, class S>
@@ -65,7 +68,7 @@ InputArgs<S> input_args(const Sizes& s, const Inputs& in, const Counts<Cell>& n)
   return {sizes,
           input<S>(in.w_hh, n.weights),
           input<S>(in.w_hr, n.projection),
-          input<S>(in.peephole, n.peepholes),
+          input<S>(in.w_unit, n.unit_weights),
           input<S>(in.h0, n.states),
           input<S>(in.c0, n.cell_states),
           input<int64_t>(in.lengths, s.batch),
@@ -83,7 +86,7 @@ ForwardArgs<S> forward_args(const ForwardParams& p) {
           output<S>(p.h_n, n.states),
           output<S>(p.c_n, n.cell_states),
           output<S>(p.saved, n.saved),
-          output<float>(p.cells, n.units)};
+          output<float>(p.cells, n.cells)};
 }
 
 template <class Cell, class S>
@@ -93,14 +96,15 @@ BackwardArgs<S> backward_args(const BackwardParams& p) {
           input<S>(p.dy, n.history),
           input<S>(p.dh_n, n.states),
           input<S>(p.dc_n, n.cell_states),
+          input<float>(p.dcells, n.cells),
           input<S>(p.y, n.history),
           input<S>(p.saved, n.saved),
-          input<float>(p.cells, n.units),
+          input<float>(p.cells, n.cells),
           output<S>(p.dgates_x, n.gates),
           output<S>(p.dgates_h, n.gates),
           output<S>(p.dh0, n.states),
           output<S>(p.dc0, n.cell_states),
-          output<float>(p.dpeephole, p.sizes.batch * n.peepholes),
+          output<float>(p.dw_unit, p.sizes.batch * n.unit_weights),
           output<S>(p.operand, n.units),
           output<S>(p.dh, n.history)};
 }
@@ -162,11 +166,16 @@ auto backward_kernel(Tier tier) -> PersistentKernel<BackwardArgs<typename Number
   return recurrence_backward<Cell, Number, GridTeam, Weights>;
 }
 
+// Cells that have persistent kernels; `has_persistent` in planner.h says the same of their kinds.
+template <class Cell>
+constexpr bool kPersistent =
+    Cell::kStages == 1 && Cell::kStates <= 2 && !kNormalized<Cell> && !std::is_same_v<Cell, Cifg>;
+
 // Null where there is none: the step tier, and what plan_error refuses.
 template <class Cell, class Number>
 auto forward_kernel(const GpuPlan& plan)
     -> PersistentKernel<ForwardArgs<typename Number::Storage>> {
-  if constexpr (Cell::kStages == 1) {
+  if constexpr (kPersistent<Cell>) {
     if (plan.tier == Tier::kStep) return nullptr;
     if (!plan.cut.held) return forward_kernel<Cell, Number, SharedWeights>(plan.tier);
     if constexpr (HeldWeights<Number>::kAvailable) {
@@ -179,7 +188,7 @@ auto forward_kernel(const GpuPlan& plan)
 template <class Cell, class Number>
 auto backward_kernel(const GpuPlan& plan)
     -> PersistentKernel<BackwardArgs<typename Number::Storage>> {
-  if constexpr (Cell::kStages == 1) {
+  if constexpr (kPersistent<Cell>) {
     if (plan.tier == Tier::kStep) return nullptr;
     if (!plan.cut.held) return backward_kernel<Cell, Number, SharedWeights>(plan.tier);
     if constexpr (HeldWeights<Number>::kAvailable) {
@@ -199,8 +208,8 @@ int64_t CellLaunch<Cell>::scratch(const GpuProblem& problem, const GpuPlan& plan
         static_cast<int>(problem.directions), static_cast<int>(problem.hidden),
         static_cast<int>(problem.state),      1u << 24};
     // Any launch may turn into one of the step tier.
-    const int64_t step = problem.backward ? gpu::step_backward_scratch<Cell, Number>(sizes)
-                                          : gpu::step_forward_scratch<Cell, Number>(sizes);
+    const int64_t step =
+        gpu::steps_scratch<Cell, Number>(sizes, problem.controlled, problem.backward);
     if (plan.tier != Tier::kGrid) return step;
     const gpu::ExchangeBytes grid(gpu::shape_of<Cell, Number>(problem.backward, true), plan.cut,
                                   gpu::slices_of(plan.cut, problem.batch) * problem.directions);
@@ -217,7 +226,8 @@ const char* CellLaunch<Cell>::forward(const GpuCall& call, const ForwardParams& 
       const auto status = gpu::launch_persistent("recurrence_forward", kernel, shape, call, args);
       if (!gpu::lacks_room(status)) return gpu::error_text(status);
     }
-    return gpu::error_text(gpu::run_step_forward<Cell, Number>(args, call.scratch, call.stream));
+    return gpu::error_text(
+        gpu::run_forward_steps<Cell, Number>(args, params.in.control, call.scratch, call.stream));
   });
 }
 
@@ -230,7 +240,8 @@ const char* CellLaunch<Cell>::backward(const GpuCall& call, const BackwardParams
       const auto status = gpu::launch_persistent("recurrence_backward", kernel, shape, call, args);
       if (!gpu::lacks_room(status)) return gpu::error_text(status);
     }
-    return gpu::error_text(gpu::run_step_backward<Cell, Number>(args, call.scratch, call.stream));
+    return gpu::error_text(
+        gpu::run_backward_steps<Cell, Number>(args, params.in.control, call.scratch, call.stream));
   });
 }
 

@@ -40,7 +40,7 @@ BPTT_HOST_DEVICE constexpr int pitch_of(int columns, int element_bytes) {
 
 // What a cell and a number's storage have to do with the size of things.
 struct Shape {
-  int gates, states, saved, peepholes, element_bytes;
+  int gates, states, saved, unit_weights, element_bytes;
   bool backward, grid;  // grid: blocks exchange through global memory
 };
 
@@ -84,7 +84,7 @@ BPTT_HOST_DEVICE constexpr Layout layout_of(const Shape& s, const Cut& cut) {
   l.sums_pitch = l.gate_rows + 4;
   l.items = cut.rows * cut.units * s.element_bytes / 4;
   const int buffers = s.grid ? 1 : 2;
-  const int planes = s.states + (s.backward ? s.peepholes : 0);
+  const int planes = s.states + (s.backward ? s.unit_weights : 0);
   l.operand = cut.held ? 0 : l.gate_rows * l.pitch * s.element_bytes;
   l.sums = l.operand + buffers * cut.rows * l.pitch * s.element_bytes;
   const int sums = cut.parts * cut.rows * l.sums_pitch * 4;

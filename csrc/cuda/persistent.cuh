@@ -89,7 +89,7 @@ __device__ uint32_t packed(const float* values) {
 template <class Cell, class Number>
 __host__ __device__ constexpr Shape shape_of(bool backward, bool grid) {
   constexpr int kBytes = sizeof(typename Number::Storage);
-  return {Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kPeep, kBytes, backward, grid};
+  return {Cell::kGates, Cell::kStates, Cell::kSaved, Cell::kUnitWeights, kBytes, backward, grid};
 }
 
 template <class Cell, class Number, template <class> class Team, template <class> class Weights,

@@ -49,6 +49,7 @@ constexpr int kUsualMhz = 1500;
 constexpr int kStepRows = 64, kStepSliceBytes = 64;
 constexpr double kSliceClocks = 150;  // a barrier and two instructions' latency [assumed]
 constexpr int kStepResident = 2;      // blocks of a processor [assumed]
+constexpr double kDiagonalUs = 0.3;   // a step's loads, four steps at a time [assumed]
 
 // Multiplications and additions of a processor in a clock, for 16-bit numbers and float sums.
 double half_rate(int capability) {
@@ -80,7 +81,7 @@ Shape shape_of(const GpuProblem& problem, Tier tier) {
   return {static_cast<int>(cell.gates),
           static_cast<int>(cell.states),
           static_cast<int>(cell.saved),
-          static_cast<int>(cell.peepholes),
+          static_cast<int>(cell.unit_weights),
           element_bytes(problem.number),
           problem.backward,
           tier == Tier::kGrid};
@@ -132,7 +133,9 @@ const char* problem_error(const GpuProblem& p, const Device& device) {
     return "the device is out of range";
   }
   const CellTraits& cell = traits_of(p.cell);
-  if (cell.stages != 1) return "the cell needs two products per step";
+  if (cell.stages == 2) return "the cell needs two products per step";
+  if (!has_persistent(p.cell)) return "the cell has kernels of the step tier only";
+  if (p.controlled) return "what is asked of the loop needs the step tier";
   if (p.projected || p.state != p.hidden) return "a projection needs a second product per step";
   for (const int64_t size : {p.steps, p.batch, p.directions, p.hidden}) {
     if (size < 1 || size > kLargest) return "a size is out of range";
@@ -306,6 +309,28 @@ void model_persistent(const GpuProblem& p, const Device& device, GpuPlan* plan) 
                                               static_cast<double>(p.steps) * plan->step_us);
 }
 
+// A cell without a product: one launch, in which memory is what takes its time. Where rows are
+// looked at as a whole, a launch for that and one for the rest.
+void model_diagonal(const GpuProblem& p, GpuPlan* plan) {
+  const double units = static_cast<double>(p.batch) * p.directions * p.hidden;
+  plan->cut = {1, kMostThreads, 1, 1, 1, 0};
+  plan->blocks = static_cast<int>(std::clamp<double>(std::ceil(units / kMostThreads), 1, kLargest));
+  plan->waves = 1;
+  plan->exchanges = p.norms ? 2 : 0;
+  const double bytes = units * element_bytes(p.number) * (p.backward ? 4 : 2);
+  plan->step_us = std::max(kDiagonalUs, bytes / kL2BytesPerUs) + plan->exchanges * kLaunchUs;
+  plan->sequence_us = kPersistentUs + static_cast<double>(p.steps) * plan->step_us;
+}
+
+// How many launches a step takes: one for each product; one for the rows of a normalised cell; and
+// where norms are taken, one for that and, of other cells, one to go on.
+int launches_of(const GpuProblem& p) {
+  const CellTraits& cell = traits_of(p.cell);
+  const int products = cell.stages == 2 || p.projected || p.state != p.hidden ? 2 : 1;
+  const int rows = cell.normalized ? 1 : 0;
+  return products + rows + (p.norms ? 2 - rows : 0);
+}
+
 // One launch of the step tier: all blocks' slices of the depth, then the cell.
 double step_launch_us(const GpuProblem& p, const Device& device, double blocks, double columns,
                       double depth) {
@@ -331,7 +356,11 @@ GpuPlan step_plan(const GpuProblem& p, const Device& device) {
   plan.tier = Tier::kStep;
   plan.cut = {1, units, kStepRows, 1, 1, 0};
   plan.threads = kMostThreads;
-  plan.exchanges = cell.stages == 2 || p.projected || p.state != p.hidden ? 2 : 1;
+  if (cell.stages == 0) {
+    model_diagonal(p, &plan);
+    return plan;
+  }
+  plan.exchanges = launches_of(p);
   const double gates = static_cast<double>(cell.gates), hidden = static_cast<double>(p.hidden);
   const double blocks = std::ceil(static_cast<double>(p.batch) / kStepRows) *
                         std::ceil(hidden / units) * static_cast<double>(p.directions);
@@ -427,6 +456,11 @@ struct Search {
 };
 
 }  // namespace
+
+bool has_persistent(CellKind kind) {
+  const CellTraits& cell = traits_of(kind);
+  return cell.stages == 1 && cell.states <= 2 && !cell.normalized && kind != CellKind::kCifg;
+}
 
 int element_bytes(NumberKind number) {
   return number == NumberKind::kFloat32 || number == NumberKind::kTf32 ? 4 : 2;

@@ -25,6 +25,8 @@ struct GpuProblem {
   int64_t steps, batch, directions, hidden, state;
   bool projected;
   bool backward;
+  bool controlled;  // the loop does more than run its cell (`Control`), or takes dcells
+  bool norms;       // of a backward pass: rows of gradients are held within a norm
 };
 
 struct GpuPlan {
@@ -34,10 +36,14 @@ struct GpuPlan {
   int blocks;   // of the launch, or of each launch
   int waves;    // of blocks that find room at a time
   int shared_bytes;
-  int exchanges;       // per step: products that need what other blocks made
+  int exchanges;       // per step: products that need what other blocks made; launches of the step
+                       // tier, 0 where one is enough for all steps
   double step_us;      // modelled, one step
   double sequence_us;  // modelled, all steps and waves
 };
+
+// Whether persistent kernels run the cell.
+bool has_persistent(CellKind cell);
 
 // The plan of the least modelled time.
 GpuPlan plan_gpu(const GpuProblem& problem, const Device& device);

@@ -2,28 +2,24 @@
 //
 // The first launch of a step makes the gradient of its hidden state: from the output, and from the
 // gates of the step after it, which are already there. The cell follows in the same launch, or with
-// a projection in the second one. After the earliest step one more launch of the first kind makes
-// the gradient of the initial hidden state.
+// a projection in the second one. Where a row has to be looked at as a whole in between, the first
+// launch ends when the gradient has arrived, and another one goes on. After the earliest step one
+// more launch of the first kind makes the gradient of the initial hidden state.
 #pragma once
 
-#include "step_block.cuh"
+#include "backward_units.cuh"
+#include "normalized_backward.cuh"
 
 namespace bptt::gpu {
 
-struct StepBackwardScratch {
-  View<float>
-      dh;  // [D, B, R]: what reaches the state before a step other than by its first product
-  View<float> dc;  // [D, B, H]: the gradient of the cell state
-};
-
-// Whether a cell's state before a step enters the state after it directly.
-template <class Cell>
-constexpr bool kHasBypass = Cell::kStates == 1 && Cell::kSaved > 0;
-
-template <class Cell, class Number, bool kSecond>
-class BackwardStep {
+template <class Cell, class Number, class Loop, bool kSecond>
+class BackwardStep : BackwardUnits<Cell, Number, Loop> {
+  using Units = BackwardUnits<Cell, Number, Loop>;
   using S = typename Number::Storage;
-  static constexpr int kGates = Cell::kGates, kStates = Cell::kStates, kPeep = Cell::kPeep;
+  using Values = typename Units::Values;
+  using Units::p, Units::scratch, Units::loop, Units::step, Units::block;
+  static constexpr int kGates = Cell::kGates, kStates = Cell::kStates;
+  static constexpr int kUnitWeights = Cell::kUnitWeights;
   static constexpr bool kTwoStages = Cell::kStages == 2, kProjection = kSecond && !kTwoStages;
   static constexpr int kFirstGates = kTwoStages ? kGates - 1 : kGates;  // of the first product
 
@@ -32,14 +28,15 @@ class BackwardStep {
   using Product = StepProduct<Number, 1, kUnits, true>;
   static constexpr int kSharedBytes = Product::kSharedBytes + kStepRows;
 
-  __device__ BackwardStep(const BackwardArgs<S>& p, const StepBackwardScratch& scratch, int step)
-      : p(p),
-        scratch(scratch),
-        step(step),
-        block(p, p.steps - 1 - step, kUnits, shared_memory() + Product::kSharedBytes),
+  __device__ BackwardStep(const BackwardArgs<S>& p, const StepBackwardScratch<S>& scratch,
+                          const Loop& loop, int step)
+      : Units{p, scratch, loop, step,
+              StepBlock(p, loop, p.steps - 1 - step, kStepRows, kUnits,
+                        shared_memory() + Product::kSharedBytes)},
         unit(block.unit0 + Items::unit()),
         width(kSecond ? p.hidden : p.state),
-        runs_cell(kProjection || (!kSecond && !p.w_hr)) {}
+        runs_cell(!kNormalized<Cell> && loop.phase() != Phase::kArrive &&
+                  (kProjection || (!kSecond && !p.w_hr))) {}
 
   __device__ void run() {
     Product product;
@@ -47,19 +44,18 @@ class BackwardStep {
     Ahead ahead[Items::kCount];
     BPTT_UNROLL
     for (int k = 0; k < Items::kCount; ++k) load(Items::row(k), ahead[k]);
-    float peep[kPeep + 1] = {};
+    float w_unit[kUnitWeights + 1] = {};
     BPTT_UNROLL
-    for (int k = 0; k < kPeep; ++k) {
-      const int place = (block.direction * kPeep + k) * p.hidden + unit;
-      peep[k] = runs_cell && unit < width ? Number::widen(p.peephole[place]) : 0;
+    for (int k = 0; k < kUnitWeights; ++k) {
+      w_unit[k] = runs_cell && unit < width ? this->unit_weight(k, unit) : 0;
     }
     product.finish();
     BPTT_UNROLL
     for (int k = 0; k < Items::kCount; ++k) {
       const int row = Items::row(k);
       if (unit >= width || !block.has(row, kInside)) continue;
-      if (runs_cell && step == 0 && block.has(row, kNever)) keep_initial(row);
-      finish(row, ahead[k], product.sum(row, Items::unit()), peep);
+      if (runs_cell && step == 0 && block.has(row, kNever)) this->keep_initial(row, unit);
+      finish(row, ahead[k], product.sum(row, Items::unit()), w_unit);
     }
   }
 
@@ -68,20 +64,24 @@ class BackwardStep {
 
   // What is on its way while the block multiplies.
   struct Ahead {
-    float dstates[kStates], before[kStates], after[kStates], saved[Cell::kSaved + 1];
-    float dpeep[kPeep + 1];
+    float dh;
+    Values values;
   };
 
   __device__ int depth() const {
     if constexpr (kSecond) return kTwoStages ? p.hidden : p.state;
-    return step == 0 ? 0 : kFirstGates * p.hidden;
+    return step == 0 || loop.phase() == Phase::kCell ? 0 : kFirstGates * p.hidden;
   }
 
   // The row of the operand; nothing where it is zero.
   __device__ View<const S> source(int row) const {
-    if (!block.has(row, kSecond ? kActive : kGoesOn)) return {};
+    if (depth() == 0 || !block.has(row, kSecond ? kActive : kGoesOn)) return {};
     if constexpr (kProjection) {
-      return {p.dh.at(block.at(block.t, row) * p.state, p.state), p.state};
+      if constexpr (Loop::kOn) {
+        return {scratch.projected.at(block.lane(row) * p.state, p.state), p.state};
+      } else {
+        return {p.dh.at(block.at(block.t, row) * p.state, p.state), p.state};
+      }
     } else {
       const View<S>& dgates = Cell::kSharedGates ? p.dgates_x : p.dgates_h;
       const int64_t gate = kSecond ? block.at(block.t, row) * kGates + kFirstGates
@@ -97,178 +97,212 @@ class BackwardStep {
     return {p.w_hh.slice((d * kGates + gate) * matrix, gates * matrix), block.unit0, width};
   }
 
-  // Of a unit in arrays [D, B, H] and [T, B, D, H]; where R is not H no cell runs in such a launch.
-  __device__ int64_t lane(int row) const { return block.lane(row) * width + unit; }
-  __device__ int64_t at(int64_t t, int row) const { return block.at(t, row) * width + unit; }
-
   __device__ void load(int row, Ahead& a) const {
     a = {};
     if (unit >= width || !block.has(row, kInside)) return;
-    if constexpr (!kProjection) a.dstates[0] = arriving(row);
-    if (block.has(row, kActive) && (kSecond || runs_cell)) load_cell(row, a);
-  }
-
-  // The gradient of the hidden state but for what this product adds to it.
-  __device__ float arriving(int row) const {
-    const bool takes_end = block.has(row, kLast) || block.has(row, kNever);
-    float dh = 0;
-    if (!kSecond && takes_end) {
-      dh = load_or_zero<Number>(p.dh_n, lane(row));
-    } else if (kHasBypass<Cell> && (block.has(row, kActive) || step == p.steps)) {
-      dh = scratch.dh[lane(row)];
+    if constexpr (kSecond && kTwoStages) {
+      if (block.has(row, kActive)) a.dh = scratch.dh[this->state_at(row, unit)];
+    } else if constexpr (!kSecond) {
+      a.dh = loop.phase() == Phase::kCell ? scratch.arrived[this->state_at(row, unit)]
+                                          : this->arriving(row, unit);
     }
-    if (!kSecond && block.has(row, kActive)) dh += load_or_zero<Number>(p.dy, at(block.t, row));
-    return dh;
-  }
-
-  __device__ void load_cell(int row, Ahead& a) const {
-    const bool first = block.has(row, kFirst), last = block.has(row, kLast);
-    BPTT_UNROLL
-    for (int k = 0; k < Cell::kSaved; ++k) {
-      const int64_t place = block.at(block.t, row) * Cell::kSaved + k;
-      a.saved[k] = Number::widen(p.saved[place * width + unit]);
+    if constexpr (!kNormalized<Cell>) {
+      if (block.has(row, kActive) && (kSecond || runs_cell)) this->load(row, unit, a.values);
     }
-    if constexpr (kStates == 2) {
-      // No cell looks at its hidden state and a cell state.
-      a.after[1] = p.cells[at(block.t, row)];
-      if (block.has(row, kKeep)) {
-        a.before[1] =
-            first ? load_or_zero<Number>(p.c0, lane(row)) : p.cells[at(block.before(), row)];
-      }
-      a.dstates[1] = last ? load_or_zero<Number>(p.dc_n, lane(row)) : scratch.dc[lane(row)];
-    } else {
-      a.after[0] = Number::widen(p.y[at(block.t, row)]);
-      if (block.has(row, kKeep)) {
-        a.before[0] = first ? load_or_zero<Number>(p.h0, lane(row))
-                            : Number::widen(p.y[at(block.before(), row)]);
-      }
-    }
-    BPTT_UNROLL
-    for (int k = 0; k < kPeep; ++k) a.dpeep[k] = last ? 0 : dpeephole(row, k);
   }
+  using Units::load;
 
-  __device__ float& dpeephole(int row, int k) const {
-    const int64_t lane = int64_t{block.row0 + row} * p.directions + block.direction;
-    return p.dpeephole[(lane * kPeep + k) * width + unit];
-  }
-
-  __device__ void finish(int row, Ahead& a, float sum, const float* peep) const {
-    a.dstates[0] += kSecond && kTwoStages ? 0 : sum;
+  __device__ void finish(int row, Ahead& a, float sum, const float* w_unit) const {
     const bool active = block.has(row, kActive);
-    if (!kSecond && step == p.steps) {
-      p.dh0[lane(row)] = Number::narrow(a.dstates[0]);
-    } else if (step == p.steps) {
-      return;
-    } else if (kSecond && kTwoStages) {
-      if (active) finish_first_stage(row, a, sum);
+    if constexpr (kSecond) {
+      if (step == p.steps) return;
+      if constexpr (kTwoStages) {
+        if (active) finish_first_stage(row, a, sum);
+      } else {
+        finish_cell(row, sum, a.values, active, w_unit);
+      }
     } else {
-      if (!kSecond && p.dh) p.dh[at(block.t, row)] = Number::narrow(active ? a.dstates[0] : 0);
-      if (runs_cell) finish_cell(row, a, active, peep);
+      const float dh = loop.phase() == Phase::kCell ? a.dh : arrive(row, a.dh, sum, active);
+      if (step == p.steps) return;
+      if (runs_cell) {
+        finish_cell(row, dh, a.values, active, w_unit);
+      } else if (loop.phase() == Phase::kArrive) {
+        scratch.arrived[this->state_at(row, unit)] = dh;
+      } else if (Loop::kOn && active) {
+        into_projection(row, dh);
+      }
     }
   }
 
-  __device__ void finish_cell(int row, Ahead& a, bool active, const float* peep) const {
-    const bool keep = block.has(row, kKeep);
+  // The gradient of the hidden state, within the bound that was asked for.
+  __device__ float arrive(int row, float dh, float sum, bool active) const {
+    if (loop.drops()) sum *= loop.kept(block.place(row, unit));
+    dh += sum;
+    if (step == p.steps) {
+      p.dh0[this->state_at(row, unit)] = Number::narrow(dh);
+    } else if (p.dh) {
+      p.dh[this->states_at(block.t, row, unit)] = Number::narrow(active ? dh : 0);
+    }
+    return loop.bounded(dh);
+  }
+
+  __device__ void into_projection(int row, float dh) const {
+    if constexpr (Loop::kOn) {
+      const int64_t place = this->state_at(row, unit);
+      const float passes = this->take_zoned(row, unit, &dh);
+      scratch.projected[place] = Number::narrow(dh);
+      if (this->has_bypass()) scratch.dh[place] = block.has(row, kPasses) ? passes : 0;
+    }
+  }
+
+  __device__ void finish_cell(int row, float dh, Values& v, bool active,
+                              const float* w_unit) const {
     float dgates_x[kGates] = {}, dgates_h[kGates] = {};
     if (active) {
-      Cell::backward(a.saved, a.before, a.after, peep, a.dstates, dgates_x, dgates_h, a.dpeep);
-      if (kHasBypass<Cell>) scratch.dh[lane(row)] = keep ? a.dstates[0] : 0;
-      if constexpr (kStates == 2) {
-        const float dc = keep ? a.dstates[1] : 0;
-        scratch.dc[lane(row)] = dc;
-        if (block.has(row, kFirst)) p.dc0[lane(row)] = Number::narrow(dc);
-      }
+      float dstates[kStates], passes[kStates];
+      this->undo_zoneout(v);
       BPTT_UNROLL
-      for (int k = 0; k < kPeep; ++k) dpeephole(row, k) = a.dpeep[k];
+      for (int k = 1; k < kStates; ++k) dstates[k] = v.dcells[k];
+      passes[0] = kProjection ? 0 : this->take_zoned(row, unit, &dh);
+      this->take_zoned(row, unit, dstates, passes);
+      dstates[0] = dh;
+      Cell::backward(loop.math(), v.saved, v.before, v.after, w_unit, dstates, dgates_x, dgates_h,
+                     v.dw_unit);
+      this->store_dstates(row, unit, dstates, passes);
+      this->store_dw_unit(row, unit, v);
     }
     // The first gate of two stages is the second product's, but for zeros.
     BPTT_UNROLL
     for (int g = 0; g < kGates; ++g) {
-      if (!kTwoStages || g > 0 || !active) store_gate(row, g, dgates_x[g], dgates_h[g]);
+      if (!kTwoStages || g > 0 || !active) {
+        this->store_gate(row, g, unit, dgates_x[g], dgates_h[g]);
+      }
     }
-    if constexpr (kStates == 2 || kTwoStages) {
-      const float operand = active ? Cell::operand(a.saved, a.before, a.after) : 0;
-      if (p.operand) p.operand[at(block.t, row)] = Number::narrow(operand);
-    }
+    if constexpr (kProjects<Cell> || kTwoStages) store_operand(row, v, active);
+  }
+
+  __device__ void store_operand(int row, const Values& v, bool active) const {
+    if (!p.operand) return;
+    float operand = active ? Cell::operand(loop.math(), v.saved, v.before, v.after) : 0;
+    if (kTwoStages && loop.drops()) operand *= loop.kept(block.place(row, unit));
+    p.operand[this->units_at(row, unit)] = Number::narrow(operand);
   }
 
   __device__ void finish_first_stage(int row, Ahead& a, float doperand) const {
     if constexpr (kTwoStages) {
-      float dgates_x[kGates], dgates_h[kGates];
-      const float bypass = a.dstates[0];
-      a.dstates[0] = 0;
-      Cell::backward_first(a.saved, a.before, doperand, a.dstates, dgates_x, dgates_h);
-      store_gate(row, 0, dgates_x[0], dgates_h[0]);
-      if (block.has(row, kKeep)) scratch.dh[lane(row)] = bypass + a.dstates[0];
+      float dgates_x[kGates], dgates_h[kGates], dstates[kStates] = {};
+      if (loop.drops()) doperand *= loop.kept(block.place(row, unit));
+      Cell::backward_first(loop.math(), a.values.saved, a.values.before, doperand, dstates,
+                           dgates_x, dgates_h);
+      this->store_gate(row, 0, unit, dgates_x[0], dgates_h[0]);
+      if (block.has(row, kPasses)) scratch.dh[this->state_at(row, unit)] = a.dh + dstates[0];
     }
   }
 
-  __device__ void store_gate(int row, int g, float dgate_x, float dgate_h) const {
-    const int64_t place = (block.at(block.t, row) * kGates + g) * width + unit;
-    p.dgates_x[place] = Number::narrow(dgate_x);
-    if constexpr (!Cell::kSharedGates) p.dgates_h[place] = Number::narrow(dgate_h);
-  }
-
-  // What reaches the initial states of a row that takes no step.
-  __device__ void keep_initial(int row) const {
-    if constexpr (kStates == 2) {
-      p.dc0[lane(row)] = Number::narrow(load_or_zero<Number>(p.dc_n, lane(row)));
-      BPTT_UNROLL
-      for (int k = 0; k < kPeep; ++k) dpeephole(row, k) = 0;
-    }
-  }
-
-  const BackwardArgs<S>& p;
-  const StepBackwardScratch& scratch;
-  const int step;
-  const StepBlock block;
   const int unit, width;
   const bool runs_cell;
 };
 
-template <class Cell, class Number, bool kSecond>
+template <class Cell, class Number, class Loop, bool kSecond>
 __global__ void __launch_bounds__(kStepThreads, 1)
-    step_backward(BackwardArgs<typename Number::Storage> p, StepBackwardScratch scratch, int step) {
-  BackwardStep<Cell, Number, kSecond>(p, scratch, step).run();
+    step_backward(BackwardArgs<typename Number::Storage> p,
+                  StepBackwardScratch<typename Number::Storage> scratch, Loop loop, int step) {
+  BackwardStep<Cell, Number, Loop, kSecond>(p, scratch, loop, step).run();
 }
 
-template <class Cell>
-StepBackwardScratch carve_step_backward(const SizeArgs& sizes, Carver& carver) {
-  const int64_t lanes = int64_t{sizes.directions} * sizes.batch;
-  return {carver.take<float>(kHasBypass<Cell> ? lanes * sizes.state : 0),
-          carver.take<float>(Cell::kStates == 2 ? lanes * sizes.hidden : 0)};
+// Scales the gradients that arrived at rows down to the norm that was asked for: a block to a row.
+template <class S, class Loop>
+__global__ void __launch_bounds__(kStepThreads, 1)
+    bound_rows(BackwardArgs<S> p, View<float> arrived, Loop loop, int step) {
+  const StepBlock block(p, loop, p.steps - 1 - step, 1, 0, shared_memory() + kSumBytes);
+  if (!block.has(0, kActive)) return;
+  const auto at = [&](int unit) -> float& { return arrived[block.lane(0) * p.state + unit]; };
+  const float squares = row_sum(1, p.state, [&](int, int unit) { return at(unit) * at(unit); });
+  const float shrink = loop.shrink(squares);
+  for_own_units(p.state, [&](int unit) { at(unit) *= shrink; });
 }
 
 // Bytes of scratch memory for run_step_backward, whatever its options. It may hold anything.
 template <class Cell, class Number>
-size_t step_backward_scratch(const SizeArgs& sizes) {
+size_t step_backward_scratch(const SizeArgs& sizes, bool controlled) {
   Carver carver(nullptr);
-  carve_step_backward<Cell>(sizes, carver);
+  carve_step_backward<Cell, typename Number::Storage>(sizes, controlled, carver);
   return carver.bytes();
 }
 
-template <class Cell, class Number>
-cudaError_t run_step_backward(const BackwardArgs<typename Number::Storage>& p, void* scratch,
-                              void* stream) {
-  if (p.batch == 0) return cudaSuccess;
-  Carver carver(scratch);
-  const auto carved = carve_step_backward<Cell>(p, carver);
-  const auto first = step_config<BackwardStep<Cell, Number, false>>(p, p.state, stream);
-  for (int step = 0; step <= p.steps; ++step) {
-    cudaError_t status =
-        launch("step_backward", step_backward<Cell, Number, false>, first, p, carved, step);
-    if constexpr (Cell::kStages == 2 || Cell::kStates == 2) {
-      // Even without steps, for rows that take none.
-      const bool runs = step < p.steps || step == 0;
+template <class Cell, class Number, class Loop>
+class BackwardLaunches {
+  using S = typename Number::Storage;
+
+ public:
+  BackwardLaunches(const BackwardArgs<S>& p, const Loop& loop, void* scratch, void* stream)
+      : p(p), loop(loop), stream(stream) {
+    Carver carver(scratch);
+    carved = carve_step_backward<Cell, S>(p, Loop::kOn, carver);
+  }
+
+  cudaError_t run() const {
+    if (p.batch == 0) return cudaSuccess;
+    for (int step = 0; step <= p.steps; ++step) {
+      const cudaError_t status = this->step(step);
+      if (status != cudaSuccess) return status;
+    }
+    return cudaSuccess;
+  }
+
+ private:
+  cudaError_t step(int step) const {
+    // Even without steps, for rows that take none.
+    const bool runs = step < p.steps || step == 0;
+    cudaError_t status = cudaSuccess;
+    if constexpr (Loop::kOn) {
+      if (runs && (kNormalized<Cell> || loop.norms_gradients())) {
+        status = whole_rows(step);
+      } else {
+        status = first(step, loop);
+      }
+    } else {
+      status = first(step, loop);
+    }
+    if constexpr (Cell::kStages == 2 || kProjects<Cell>) {
       if (status == cudaSuccess && runs && (Cell::kStages == 2 || p.w_hr)) {
-        const auto second = step_config<BackwardStep<Cell, Number, true>>(p, p.hidden, stream);
-        status = launch("step_backward, second product", step_backward<Cell, Number, true>, second,
-                        p, carved, step);
+        const auto config =
+            step_config<BackwardStep<Cell, Number, Loop, true>>(p, p.hidden, stream);
+        status = launch("step_backward, second product", step_backward<Cell, Number, Loop, true>,
+                        config, p, carved, loop, step);
       }
     }
-    if (status != cudaSuccess) return status;
+    return status;
   }
-  return cudaSuccess;
-}
+
+  cudaError_t first(int step, const Loop& loop) const {
+    const auto config = step_config<BackwardStep<Cell, Number, Loop, false>>(p, p.state, stream);
+    return launch("step_backward", step_backward<Cell, Number, Loop, false>, config, p, carved,
+                  loop, step);
+  }
+
+  cudaError_t whole_rows(int step) const {
+    if constexpr (Loop::kOn) {
+      cudaError_t status = first(step, loop.in_phase(Phase::kArrive));
+      if (status == cudaSuccess && loop.norms_gradients()) {
+        status = launch("bound_rows", bound_rows<S, Loop>,
+                        row_config(p, p.state, kRowBytes, stream), p, carved.arrived, loop, step);
+      }
+      if (status != cudaSuccess) return status;
+      if constexpr (kNormalized<Cell>) {
+        return launch("normalized_backward", normalized_backward<Cell, Number, Loop>,
+                      row_config(p, p.hidden, kRowBytes, stream), p, carved, loop, step);
+      } else {
+        return first(step, loop.in_phase(Phase::kCell));
+      }
+    }
+    return cudaSuccess;
+  }
+
+  const BackwardArgs<S>& p;
+  const Loop& loop;
+  void* const stream;
+  StepBackwardScratch<S> carved;
+};
 
 }  // namespace bptt::gpu

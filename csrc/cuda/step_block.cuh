@@ -1,4 +1,4 @@
-// What both passes of the step tier share: where a block is, which of its rows take the step, and
+// What the kernels of the step tier share: where a block is, which of its rows take the step, and
 // the scratch memory.
 //
 // Carried values that no output holds lie in scratch memory as float. A row starts from the initial
@@ -10,6 +10,8 @@
 
 #include "../cells/cell.h"
 #include "args.cuh"
+#include "control.cuh"
+#include "masks.cuh"
 #include "step_product.cuh"
 
 namespace bptt::gpu {
@@ -21,33 +23,35 @@ enum RowFlag : uint8_t {
   kFirst = 4,    // which is its first
   kLast = 8,     // or its last
   kKeep = 16,    // the state before enters the step
-  kGoesOn = 32,  // a step comes after it, which the state enters
+  kGoesOn = 32,  // a step comes after it, and gradients pass from that one to this
   kNever = 64,   // takes no step at all
+  kPasses = 128  // gradients pass to the state before
 };
 
 // Block (rows, units, direction) of a launch.
 struct StepBlock {
   const SizeArgs sizes;
-  const View<const int64_t> lengths;
-  const View<const uint8_t> resets;
+  const Masks masks;
   const int direction, row0, unit0;
   const bool backwards;
   const int64_t t;  // -1 or `steps` for what is before all steps
   const View<uint8_t> flags;
 
-  // `order` is that of the direction; a barrier for the block. `memory` holds kStepRows bytes.
-  template <class Args>
-  __device__ StepBlock(const Args& p, int order, int units, char* memory)
+  // Of `rows` rows, with memory of as many bytes. `order` is that of the direction; a barrier for
+  // the block.
+  template <class Args, class Loop>
+  __device__ StepBlock(const Args& p, const Loop& loop, int order, int rows, int units,
+                       char* memory)
       : sizes(p),
-        lengths(p.lengths),
-        resets(p.resets),
+        masks(p),
         direction(blockIdx.z),
-        row0(blockIdx.x * kStepRows),
+        row0(blockIdx.x * rows),
         unit0(blockIdx.y * units),
         backwards(runs_backwards(p.pattern, direction)),
         t(backwards ? p.steps - 1 - order : order),
-        flags(reinterpret_cast<uint8_t*>(memory), kStepRows) {
-    if (threadIdx.x < kStepRows) flags[threadIdx.x] = flags_of(row0 + threadIdx.x);
+        flags(reinterpret_cast<uint8_t*>(memory), rows) {
+    const int row = threadIdx.x;
+    if (row < rows) flags[row] = flags_of(row0 + row, loop);
     sync_block();
   }
 
@@ -62,26 +66,24 @@ struct StepBlock {
   __device__ int64_t before() const { return backwards ? t + 1 : t - 1; }
   // The step after t. What comes after the time before all steps is a row's first step.
   __device__ int64_t after(int row) const { return after_of(row0 + row); }
+  // For random numbers.
+  __device__ Place place(int row, int unit) const { return {unit, row0 + row, t, direction}; }
 
  private:
-  __device__ int64_t length(int b) const {
-    if (!lengths) return sizes.steps;
-    const int64_t length = lengths[b];
-    return length < 0 ? 0 : length < sizes.steps ? length : sizes.steps;
-  }
   __device__ int64_t after_of(int b) const {
     if (!backwards) return t + 1;
-    const int64_t end = length(b);
+    const int64_t end = masks.length(b);
     return (t < end ? t : end) - 1;
   }
-  __device__ bool enters(int64_t t, int b) const {
-    return !resets || resets[t * sizes.batch + b] == 0;
-  }
 
-  __device__ uint8_t flags_of(int b) const {
+  template <class Loop>
+  __device__ uint8_t flags_of(int b, const Loop& loop) const {
     if (b >= sizes.batch) return 0;
-    const int64_t length = this->length(b);
+    const int64_t length = masks.length(b);
     if (length == 0) return kInside | kNever;
+    const auto passes = [&](int64_t step) {
+      return masks.enters(step, b) && !loop.cuts(step, length, backwards);
+    };
     const bool active = t >= 0 && t < length, before_all = backwards ? t == sizes.steps : t == -1;
     const bool at_start = t == 0, at_end = t == length - 1;
     const bool last = backwards ? at_start : at_end;
@@ -89,17 +91,12 @@ struct StepBlock {
     if (active) flags |= kActive;
     if (active && (backwards ? at_end : at_start)) flags |= kFirst;
     if (active && last) flags |= kLast;
-    if (active && enters(t, b)) flags |= kKeep;
-    if ((before_all || (active && !last)) && enters(after_of(b), b)) flags |= kGoesOn;
+    if (active && masks.enters(t, b)) flags |= kKeep;
+    if (active && passes(t)) flags |= kPasses;
+    if ((before_all || (active && !last)) && passes(after_of(b))) flags |= kGoesOn;
     return flags;
   }
 };
-
-// What an absent option stands for is zero.
-template <class Number, class Place>
-__device__ float load_or_zero(const View<const typename Number::Storage>& from, Place place) {
-  return from ? Number::widen(from[place]) : 0;
-}
 
 // Cuts scratch memory into arrays; without memory it only counts.
 class Carver {
@@ -131,6 +128,17 @@ LaunchConfig step_config(const SizeArgs& sizes, int width, void* stream) {
                  static_cast<unsigned>(sizes.directions)};
   config.block = {kStepThreads};
   config.shared_bytes = Step::kSharedBytes;
+  config.stream = stream;
+  return config;
+}
+
+// Of a kernel with a block to a row, whose threads share the row's `width` units.
+inline LaunchConfig row_config(const SizeArgs& sizes, int width, size_t shared_bytes,
+                               void* stream) {
+  LaunchConfig config;
+  config.grid = {static_cast<unsigned>(sizes.batch), 1, static_cast<unsigned>(sizes.directions)};
+  config.block = {static_cast<unsigned>(smaller(kStepThreads, rounded_up(width, 32)))};
+  config.shared_bytes = shared_bytes;
   config.stream = stream;
   return config;
 }

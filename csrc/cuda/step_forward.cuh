@@ -1,22 +1,18 @@
 // One step of the forward pass, or one of its two products: the last gate's of a cell with two
-// stages, or the projection of what the cell made.
+// stages, or the projection of what the cell made. Of a normalised cell the product alone.
 #pragma once
 
-#include "step_block.cuh"
+#include "forward_units.cuh"
+#include "normalized_forward.cuh"
 
 namespace bptt::gpu {
 
-template <class S>
-struct StepForwardScratch {
-  View<float> cell;  // [D, B, H]: the cell state
-  View<S> operand;   // [D, B, H]: what the second product of the step multiplies
-  View<S> saved;     // [D, B, A, H]: for the second stage, where nothing is saved for backward
-};
-
-template <class Cell, class Number, bool kSecond>
-class ForwardStep {
+template <class Cell, class Number, class Loop, bool kSecond>
+class ForwardStep : ForwardUnits<Cell, Number, Loop> {
+  using Units = ForwardUnits<Cell, Number, Loop>;
   using S = typename Number::Storage;
-  static constexpr int kGates = Cell::kGates;
+  using Units::p, Units::scratch, Units::loop, Units::step, Units::block;
+  static constexpr int kGates = Cell::kGates, kStates = Cell::kStates;
   static constexpr bool kTwoStages = Cell::kStages == 2, kProjection = kSecond && !kTwoStages;
   // Gates from kFrom on, kNow of them, are what this product is for.
   static constexpr int kFrom = kSecond && kTwoStages ? kGates - 1 : 0;
@@ -27,11 +23,10 @@ class ForwardStep {
   using Product = StepProduct<Number, kNow, kUnits, false>;
   static constexpr int kSharedBytes = Product::kSharedBytes + kStepRows;
 
-  __device__ ForwardStep(const ForwardArgs<S>& p, const StepForwardScratch<S>& scratch, int step)
-      : p(p),
-        scratch(scratch),
-        step(step),
-        block(p, step, kUnits, shared_memory() + Product::kSharedBytes),
+  __device__ ForwardStep(const ForwardArgs<S>& p, const StepForwardScratch<S>& scratch,
+                         const Loop& loop, int step)
+      : Units{p, scratch, loop, step,
+              StepBlock(p, loop, step, kStepRows, kUnits, shared_memory() + Product::kSharedBytes)},
         unit(block.unit0 + Items::unit()),
         width(kProjection ? p.state : p.hidden) {}
 
@@ -43,17 +38,21 @@ class ForwardStep {
     BPTT_UNROLL
     for (int k = 0; k < Items::kCount; ++k) load(Items::row(k), ahead[k]);
     product.finish();
-    float biases[2][kNow] = {}, peep[Cell::kPeep + 1] = {};
-    load_unit(biases, peep);
+    float biases[2][kNow] = {}, w_unit[Cell::kUnitWeights + 1] = {};
+    if constexpr (!kNormalized<Cell>) load_unit(biases, w_unit);
     BPTT_UNROLL
     for (int k = 0; k < Items::kCount; ++k) {
       const int row = Items::row(k);
       if (unit >= width || !block.has(row, kInside)) continue;
-      if (step == 0 && block.has(row, kNever)) keep_initial(row);
       float sums[kNow];
       BPTT_UNROLL
       for (int g = 0; g < kNow; ++g) sums[g] = product.sum(row, g * kUnits + Items::unit());
-      finish(row, ahead[k], sums, biases, peep);
+      if constexpr (kNormalized<Cell>) {
+        store_product(row, sums);
+      } else {
+        if (step == 0 && block.has(row, kNever)) keep_initial(row);
+        finish(row, ahead[k], sums, biases, w_unit);
+      }
     }
   }
 
@@ -62,7 +61,7 @@ class ForwardStep {
 
   // What is on its way while the block multiplies.
   struct Ahead {
-    float gates_x[kNow], before[Cell::kStates], saved[Cell::kSaved + 1];
+    float gates_x[kNow], before[kStates], saved[Cell::kSaved + 1];
   };
 
   // The row of the operand; nothing where it is zero.
@@ -73,6 +72,7 @@ class ForwardStep {
       return {scratch.operand.at(lane * p.hidden, p.hidden), p.hidden};
     } else {
       if (!block.has(row, kKeep) || (block.has(row, kFirst) && !p.h0)) return {};
+      if (loop.drops()) return {this->entering(step).at(lane * p.state, p.state), p.state};
       if (block.has(row, kFirst)) return p.h0.slice(lane * p.state, p.state);
       return {p.y.at(block.at(block.before(), row) * p.state, p.state), p.state};
     }
@@ -84,38 +84,20 @@ class ForwardStep {
     return {p.w_hh.slice((d * kGates + kFrom) * matrix, kNow * matrix), block.unit0, width};
   }
 
-  // Where the values of a step lie that are kept for backward, or for its second product.
-  __device__ S& saved_at(int row, int k) const {
-    const int64_t place = p.saved ? block.at(block.t, row) : block.lane(row);
-    return (p.saved ? p.saved : scratch.saved)[(place * Cell::kSaved + k) * p.hidden + unit];
-  }
-
   __device__ void load(int row, Ahead& a) const {
     a = {};
-    if constexpr (!kProjection) {
+    if constexpr (!kProjection && !kNormalized<Cell>) {
       if (unit >= width || !block.has(row, kActive)) return;
       BPTT_UNROLL
-      for (int g = 0; g < kNow; ++g) {
-        const int64_t gate = block.at(block.t, row) * kGates + kFrom + g;
-        a.gates_x[g] = Number::widen(p.gates_x[gate * p.hidden + unit]);
-      }
-      const bool first = block.has(row, kFirst);
-      const int64_t place = block.lane(row) * p.hidden + unit;
-      if (block.has(row, kKeep)) {
-        if constexpr (Cell::kStates == 2) {
-          // No cell looks at its hidden state and a cell state.
-          a.before[1] = first ? load_or_zero<Number>(p.c0, place) : scratch.cell[place];
-        } else {
-          a.before[0] = first ? load_or_zero<Number>(p.h0, place)
-                              : Number::widen(p.y[block.at(block.before(), row) * p.state + unit]);
-        }
-      }
+      for (int g = 0; g < kNow; ++g) a.gates_x[g] = this->gate_x(row, kFrom + g, unit);
+      this->load_states(row, unit, a.before);
       BPTT_UNROLL
-      for (int k = 0; k < kFrom; ++k) a.saved[k] = Number::widen(saved_at(row, k));
+      for (int k = 0; k < kFrom; ++k) a.saved[k] = Number::widen(this->saved_at(row, k, unit));
     }
   }
 
-  __device__ void load_unit(float (&biases)[2][kNow], float (&peep)[Cell::kPeep + 1]) const {
+  __device__ void load_unit(float (&biases)[2][kNow],
+                            float (&w_unit)[Cell::kUnitWeights + 1]) const {
     if constexpr (!kProjection) {
       if (unit >= width) return;
       BPTT_UNROLL
@@ -125,17 +107,25 @@ class ForwardStep {
         biases[1][g] = load_or_zero<Number>(p.b_hh, place);
       }
       BPTT_UNROLL
-      for (int k = 0; k < Cell::kPeep; ++k) {
-        const int place = (block.direction * Cell::kPeep + k) * p.hidden + unit;
-        peep[k] = Number::widen(p.peephole[place]);
-      }
+      for (int k = 0; k < Cell::kUnitWeights; ++k) w_unit[k] = this->unit_weight(k, unit);
+    }
+  }
+
+  // For normalized_forward.cuh.
+  __device__ void store_product(int row, const float (&sums)[kNow]) const {
+    BPTT_UNROLL
+    for (int g = 0; g < kNow; ++g) {
+      const int64_t plane = block.lane(row) * kRowPlanes<Cell> + g;
+      scratch.planes[plane * p.hidden + unit] = sums[g];
     }
   }
 
   __device__ void finish(int row, Ahead& a, const float (&sums)[kNow],
-                         const float (&biases)[2][kNow], const float* peep) const {
+                         const float (&biases)[2][kNow], const float* w_unit) const {
+    // Of two stages the second one writes, also for rows that take no step.
+    constexpr bool kWrites = !kTwoStages || kSecond;
     if (kProjection || !block.has(row, kActive)) {
-      if (kProjection || !p.w_hr) output(row, sums[0]);
+      if (kWrites && (kProjection || !p.w_hr)) this->output(row, unit, sums[0]);
       return;
     }
     if constexpr (!kProjection) {
@@ -147,18 +137,19 @@ class ForwardStep {
       }
       const int64_t place = block.lane(row) * p.hidden + unit;
       if constexpr (kTwoStages && !kSecond) {
-        const float operand = Cell::first(gates_x, gates_h, a.before, a.saved);
+        float operand = Cell::first(loop.math(), gates_x, gates_h, a.before, a.saved);
+        if (loop.drops()) operand *= loop.kept(block.place(row, unit));
         scratch.operand[place] = Number::narrow(operand);
         store_saved(row, a.saved, kNow);
       } else {
-        float after[Cell::kStates];
-        Cell::forward(gates_x, gates_h, a.before, peep, after, a.saved);
+        float after[kStates];
+        Cell::forward(loop.math(), gates_x, gates_h, a.before, w_unit, after, a.saved);
         if (p.saved) store_saved(row, a.saved, Cell::kSaved);
-        if constexpr (Cell::kStates == 2) store_cell(row, place, after[1]);
-        if (p.w_hr) {
+        this->store_cells(row, unit, a.before, after);
+        if (kProjects<Cell> && p.w_hr) {
           scratch.operand[place] = Number::narrow(after[0]);
         } else {
-          output(row, after[0]);
+          this->output(row, unit, after[0]);
         }
       }
     }
@@ -167,90 +158,81 @@ class ForwardStep {
   __device__ void store_saved(int row, const float* saved, int count) const {
     BPTT_UNROLL
     for (int k = kFrom; k < Cell::kSaved; ++k) {
-      if (k < count) saved_at(row, k) = Number::narrow(saved[k]);
+      if (k < count) this->saved_at(row, k, unit) = Number::narrow(saved[k]);
     }
   }
 
-  __device__ void store_cell(int row, int64_t place, float c) const {
-    scratch.cell[place] = c;
-    if (p.cells) p.cells[block.at(block.t, row) * p.hidden + unit] = c;
-    if (block.has(row, kLast)) p.c_n[place] = Number::narrow(c);
-  }
-
-  __device__ void output(int row, float h) const {
-    // Of two stages the second one writes, also for rows that take no step.
-    if ((kTwoStages && !kSecond) || step >= p.steps) return;
-    const bool active = block.has(row, kActive);
-    p.y[block.at(block.t, row) * p.state + unit] = Number::narrow(active ? h : 0);
-    if (block.has(row, kLast)) p.h_n[block.lane(row) * p.state + unit] = Number::narrow(h);
-  }
-
-  // The states of a row that takes no step.
   __device__ void keep_initial(int row) const {
-    if (kProjection || !p.w_hr) {
-      const int64_t place = block.lane(row) * p.state + unit;
-      p.h_n[place] = Number::narrow(load_or_zero<Number>(p.h0, place));
-    }
-    if constexpr (Cell::kStates == 2 && !kSecond) {
-      const int64_t place = block.lane(row) * p.hidden + unit;
-      p.c_n[place] = Number::narrow(load_or_zero<Number>(p.c0, place));
-    }
+    if (kProjection || !p.w_hr) this->keep_hidden(row, unit);
+    if constexpr (!kSecond) this->keep_cells(row, unit);
   }
 
-  const ForwardArgs<S>& p;
-  const StepForwardScratch<S>& scratch;
-  const int step;
-  const StepBlock block;
   const int unit, width;
 };
 
-template <class Cell, class Number, bool kSecond>
+template <class Cell, class Number, class Loop, bool kSecond>
 __global__ void __launch_bounds__(kStepThreads, 1)
     step_forward(ForwardArgs<typename Number::Storage> p,
-                 StepForwardScratch<typename Number::Storage> scratch, int step) {
-  ForwardStep<Cell, Number, kSecond>(p, scratch, step).run();
+                 StepForwardScratch<typename Number::Storage> scratch, Loop loop, int step) {
+  ForwardStep<Cell, Number, Loop, kSecond>(p, scratch, loop, step).run();
 }
 
-template <class Cell, class S>
-StepForwardScratch<S> carve_step_forward(const SizeArgs& sizes, Carver& carver) {
-  const int64_t units = int64_t{sizes.directions} * sizes.batch * sizes.hidden;
-  const bool has_cell = Cell::kStates == 2, two_stages = Cell::kStages == 2;
-  return {carver.take<float>(has_cell ? units : 0),
-          carver.take<S>(has_cell || two_stages ? units : 0),
-          carver.take<S>(two_stages ? Cell::kSaved * units : 0)};
+// The initial states after recurrent dropout, for the first step of each row. A row whose first
+// step comes late finds them in whichever half it looks at.
+template <class Number, class Loop>
+__global__ void __launch_bounds__(kStepThreads, 1)
+    enter_initial(ForwardArgs<typename Number::Storage> p,
+                  StepForwardScratch<typename Number::Storage> scratch, Loop loop) {
+  const int64_t row = blockIdx.x, direction = blockIdx.z, lane = direction * p.batch + row;
+  for (int64_t unit = threadIdx.x; unit < p.state; unit += blockDim.x) {
+    const int64_t place = lane * p.state + unit;
+    const float h = load_or_zero<Number>(p.h0, place) * loop.kept({unit, row, 0, direction});
+    scratch.entering[place] = Number::narrow(h);
+    scratch.entering[int64_t{p.directions} * p.batch * p.state + place] = Number::narrow(h);
+  }
 }
 
 // Bytes of scratch memory for run_step_forward, whatever its options. It may hold anything.
 template <class Cell, class Number>
-size_t step_forward_scratch(const SizeArgs& sizes) {
+size_t step_forward_scratch(const SizeArgs& sizes, bool controlled) {
   Carver carver(nullptr);
-  carve_step_forward<Cell, typename Number::Storage>(sizes, carver);
+  carve_step_forward<Cell, typename Number::Storage>(sizes, controlled, carver);
   return carver.bytes();
 }
 
-template <class Cell, class Number>
-cudaError_t run_step_forward(const ForwardArgs<typename Number::Storage>& p, void* scratch,
-                             void* stream) {
+template <class Cell, class Number, class Loop>
+cudaError_t run_step_forward(const ForwardArgs<typename Number::Storage>& p, const Loop& loop,
+                             void* scratch, void* stream) {
   if (p.batch == 0) return cudaSuccess;
-  using First = ForwardStep<Cell, Number, false>;
+  using First = ForwardStep<Cell, Number, Loop, false>;
   Carver carver(scratch);
-  const auto carved = carve_step_forward<Cell, typename Number::Storage>(p, carver);
+  const auto carved = carve_step_forward<Cell, typename Number::Storage>(p, Loop::kOn, carver);
   const LaunchConfig first = step_config<First>(p, p.hidden, stream);
+  cudaError_t status = cudaSuccess;
+  if constexpr (Loop::kOn) {
+    const LaunchConfig rows = row_config(p, p.state, 0, stream);
+    if (loop.drops())
+      status = launch("enter_initial", enter_initial<Number, Loop>, rows, p, carved, loop);
+  }
   // Without steps one launch still hands the initial states on.
-  for (int step = 0; step == 0 || step < p.steps; ++step) {
-    cudaError_t status =
-        launch("step_forward", step_forward<Cell, Number, false>, first, p, carved, step);
-    if constexpr (Cell::kStages == 2 || Cell::kStates == 2) {
-      if (status == cudaSuccess && (Cell::kStages == 2 || p.w_hr)) {
+  for (int step = 0; status == cudaSuccess && (step == 0 || step < p.steps); ++step) {
+    status = launch("step_forward", step_forward<Cell, Number, Loop, false>, first, p, carved, loop,
+                    step);
+    if (status != cudaSuccess) break;
+    if constexpr (kNormalized<Cell>) {
+      const LaunchConfig rows = row_config(p, p.hidden, kRowBytes, stream);
+      status = launch("normalized_forward", normalized_forward<Cell, Number, Loop>, rows, p, carved,
+                      loop, step);
+    } else if constexpr (Cell::kStages == 2 || kProjects<Cell>) {
+      if (Cell::kStages == 2 || p.w_hr) {
         const int width = Cell::kStages == 2 ? p.hidden : p.state;
-        const auto second = step_config<ForwardStep<Cell, Number, true>>(p, width, stream);
-        status = launch("step_forward, second product", step_forward<Cell, Number, true>, second, p,
-                        carved, step);
+        const auto second = step_config<ForwardStep<Cell, Number, Loop, true>>(p, width, stream);
+        status = launch("step_forward, second product", step_forward<Cell, Number, Loop, true>,
+                        second, p, carved, loop, step);
       }
     }
-    if (status != cudaSuccess) return status;
   }
-  return cudaSuccess;
+  return status;
 }
 
 }  // namespace bptt::gpu

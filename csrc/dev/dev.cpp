@@ -15,6 +15,7 @@
 #include "../engine/cells_table.h"
 #include "../engine/cpu.h"
 #include "../engine/plan.h"
+#include "../engine/random.h"
 #include "../engine/simd.h"
 #include "../engine/team.h"
 
@@ -27,21 +28,12 @@ using Values = std::vector<double>;
 
 // --- cells --------------------------------------------------------------------------------------
 
-// Calls f.operator()<Cell>() for the cell of that name.
-template <class F>
-auto with_cell(const std::string& name, F f) {
+// The struct of the cell of that name. One that is normalised has no step of a unit alone.
+CellKind kind_of(const std::string& name) {
   const CellTraits* traits = find_cell(name.c_str());
   if (traits == nullptr) throw std::invalid_argument("unknown cell " + name);
-  switch (traits->kind) {
-    case CellKind::kRnnTanh: return f.template operator()<Rnn<Tanh>>();
-    case CellKind::kRnnRelu: return f.template operator()<Rnn<Relu>>();
-    case CellKind::kRnnSigmoid: return f.template operator()<Rnn<Sigmoid>>();
-    case CellKind::kGru: return f.template operator()<Gru>();
-    case CellKind::kGruResetBefore: return f.template operator()<GruResetBefore>();
-    case CellKind::kLstm: return f.template operator()<Lstm<false>>();
-    case CellKind::kLstmPeephole: return f.template operator()<Lstm<true>>();
-  }
-  throw std::logic_error("no struct for cell " + name);
+  if (traits->normalized) throw std::invalid_argument(name + " has no step of a unit alone");
+  return traits->kind;
 }
 
 void check_size(const char* name, const Values& values, int expected) {
@@ -54,52 +46,56 @@ void check_size(const char* name, const Values& values, int expected) {
 // Returns the new states and what the cell saves.
 std::pair<Values, Values> step_forward(const std::string& name, const Values& gates_x,
                                        const Values& weights, const Values& bias,
-                                       const Values& states, const Values& peep) {
-  return with_cell(name, [&]<class Cell>() {
+                                       const Values& states, const Values& w_unit,
+                                       const ChosenMath<double>& math) {
+  return with_cell(kind_of(name), [&]<class Cell>() {
     constexpr int last = Cell::kGates - 1;
     check_size("gates_x", gates_x, Cell::kGates);
     check_size("weights", weights, Cell::kGates);
     check_size("bias", bias, Cell::kGates);
     check_size("states", states, Cell::kStates);
-    check_size("peep", peep, Cell::kPeep);
+    check_size("w_unit", w_unit, Cell::kUnitWeights);
     Values gates_h(Cell::kGates), next(Cell::kStates), saved(Cell::kSaved);
-    for (int g = 0; g < Cell::kGates; ++g) gates_h[g] = weights[g] * states[0] + bias[g];
+    const Values& own = Cell::kStages == 0 ? w_unit : weights;
+    for (int g = 0; g < Cell::kGates; ++g) gates_h[g] = own[g] * states[0] + bias[g];
     if constexpr (Cell::kStages == 2) {
       const double operand =
-          Cell::first(gates_x.data(), gates_h.data(), states.data(), saved.data());
+          Cell::first(math, gates_x.data(), gates_h.data(), states.data(), saved.data());
       gates_h[last] = weights[last] * operand + bias[last];
     }
-    Cell::forward(gates_x.data(), gates_h.data(), states.data(), peep.data(), next.data(),
+    Cell::forward(math, gates_x.data(), gates_h.data(), states.data(), w_unit.data(), next.data(),
                   saved.data());
     return std::pair(next, saved);
   });
 }
 
-// The gradient of that step: of gates_x, of bias, of the states before it, and of peep.
-std::tuple<Values, Values, Values, Values> step_backward(const std::string& name,
-                                                         const Values& weights, const Values& saved,
-                                                         const Values& states_prev,
-                                                         const Values& states, const Values& peep,
-                                                         Values dstates) {
-  return with_cell(name, [&]<class Cell>() {
+// The gradient of that step: of gates_x, of bias, of the states before it, and of w_unit.
+std::tuple<Values, Values, Values, Values> step_backward(
+    const std::string& name, const Values& weights, const Values& saved, const Values& states_prev,
+    const Values& states, const Values& w_unit, Values dstates, const ChosenMath<double>& math) {
+  return with_cell(kind_of(name), [&]<class Cell>() {
     constexpr int last = Cell::kGates - 1;
     check_size("weights", weights, Cell::kGates);
     check_size("saved", saved, Cell::kSaved);
     check_size("states_prev", states_prev, Cell::kStates);
     check_size("states", states, Cell::kStates);
-    check_size("peep", peep, Cell::kPeep);
+    check_size("w_unit", w_unit, Cell::kUnitWeights);
     check_size("dstates", dstates, Cell::kStates);
-    Values dgates_x(Cell::kGates), dgates_h(Cell::kGates), dpeep(Cell::kPeep, 0.0);
-    Cell::backward(saved.data(), states_prev.data(), states.data(), peep.data(), dstates.data(),
-                   dgates_x.data(), dgates_h.data(), dpeep.data());
+    Values dgates_x(Cell::kGates), dgates_h(Cell::kGates), dw_unit(Cell::kUnitWeights, 0.0);
+    Cell::backward(math, saved.data(), states_prev.data(), states.data(), w_unit.data(),
+                   dstates.data(), dgates_x.data(), dgates_h.data(), dw_unit.data());
     int first_gates = Cell::kGates;
     if constexpr (Cell::kStages == 2) {
       first_gates = last;
-      Cell::backward_first(saved.data(), states_prev.data(), weights[last] * dgates_h[last],
+      Cell::backward_first(math, saved.data(), states_prev.data(), weights[last] * dgates_h[last],
                            dstates.data(), dgates_x.data(), dgates_h.data());
     }
-    for (int g = 0; g < first_gates; ++g) dstates[0] += weights[g] * dgates_h[g];
-    return std::tuple(dgates_x, dgates_h, dstates, dpeep);
+    const Values& own = Cell::kStages == 0 ? w_unit : weights;
+    for (int g = 0; g < first_gates; ++g) {
+      dstates[0] += own[g] * dgates_h[g];
+      if (Cell::kStages == 0) dw_unit[g] += states_prev[0] * dgates_h[g];
+    }
+    return std::tuple(dgates_x, dgates_h, dstates, dw_unit);
   });
 }
 
@@ -111,9 +107,10 @@ py::list cells() {
     row["gates"] = cell.gates;
     row["states"] = cell.states;
     row["saved"] = cell.saved;
-    row["peepholes"] = cell.peepholes;
+    row["unit_weights"] = cell.unit_weights;
     row["stages"] = cell.stages;
     row["shared_gates"] = cell.shared_gates;
+    row["normalized"] = cell.normalized;
     rows.append(row);
   }
   return rows;
@@ -328,10 +325,35 @@ PYBIND11_MODULE(_dev, m) {
   m.doc() = "What bptt's tests see of the C++ below the ops.";
   m.def("instruction_sets", &instruction_sets);
   m.def("cells", &cells);
+  py::enum_<Activation>(m, "Activation")
+      .value("own", Activation::kOwn)
+      .value("sigmoid", Activation::kSigmoid)
+      .value("hard_sigmoid", Activation::kHardSigmoid)
+      .value("tanh", Activation::kTanh)
+      .value("hard_tanh", Activation::kHardTanh)
+      .value("relu", Activation::kRelu)
+      .value("softsign", Activation::kSoftsign)
+      .value("identity", Activation::kIdentity);
+  py::class_<ChosenMath<double>>(m, "Math").def(
+      py::init([](Activation gates, Activation states, double bound) {
+        return ChosenMath<double>{gates, states, bound};
+      }),
+      py::arg("gates") = Activation::kOwn, py::arg("states") = Activation::kOwn,
+      py::arg("bound") = 0.0);
+  const ChosenMath<double> own{Activation::kOwn, Activation::kOwn, 0};
   m.def("step_forward", &step_forward, py::arg("cell"), py::arg("gates_x"), py::arg("weights"),
-        py::arg("bias"), py::arg("states"), py::arg("peep"));
+        py::arg("bias"), py::arg("states"), py::arg("w_unit"), py::arg("math") = own);
   m.def("step_backward", &step_backward, py::arg("cell"), py::arg("weights"), py::arg("saved"),
-        py::arg("states_prev"), py::arg("states"), py::arg("peep"), py::arg("dstates"));
+        py::arg("states_prev"), py::arg("states"), py::arg("w_unit"), py::arg("dstates"),
+        py::arg("math") = own);
+  m.def(
+      "random_words",
+      [](uint64_t key, const std::vector<uint32_t>& c) {
+        if (c.size() != 4) throw std::invalid_argument("counters");
+        const RandomWords words = philox(key, c[0], c[1], c[2], c[3]);
+        return std::vector<uint32_t>(words.word, words.word + 4);
+      },
+      py::arg("key"), py::arg("counters"));
   m.def("activation", &activation<float>, py::arg("name"), py::arg("x").noconvert());
   m.def("activation", &activation<double>, py::arg("name"), py::arg("x").noconvert());
   m.def("through_bfloat16", &through_bfloat16, py::arg("x").noconvert());

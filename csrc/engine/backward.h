@@ -6,40 +6,67 @@
 // after.
 #pragma once
 
+#include "../cells/cell.h"
+#include "control.h"
+#include "normalize.h"
 #include "worker.h"
 
 namespace bptt {
 namespace {
 
-template <class Cell, class S>
+template <class Cell, class S, bool kControlled>
 class BackwardLoop {
  public:
   using T = Wide<S>;
   using V = Vec<T>;
+  using Control = Controls<T, kControlled>;
+  using Math = typename Control::Math;
   static constexpr int kGates = Cell::kGates, kLanes = V::kLanes;
   static constexpr int kFirstGates = Cell::kStages == 2 ? kGates - 1 : kGates;
+
+  static constexpr bool kNormal = kNormalized<Cell>;
+  static constexpr int kSaved = kSavedPlanes<Cell>, kCells = kCellStates<Cell>;
+
+  static bool needs_whole_rows(const bptt::Control& control) {
+    return kNormal || control.gradient_norm > 0;
+  }
 
   struct Scratch {
     Packed<T> first, second, projection;
     T* dgates[2];   // [B, G, H], alternating by step: gradients of the hidden pre-activations
     T* dhidden;     // [B, R]: gradient of the hidden state that the step to come leaves
-    T* dcell;       // [B, H]
+    T* dcell;       // [B, C, H]
     T* dprojected;  // [B, R]: whole gradient of a projected hidden state, for the product with w_hr
+    T* dwhole;      // [B, R]: that of any hidden state, while its norm is taken
+    T* kept;        // [B, R]: what dropout multiplies hidden states with on their way to products
+    // Of normalised cells, a worker at a time: a row's products and their gradients [G, H], its
+    // cell state, that of the normal one, and of the output gate [3, H].
+    T* product;
+    T* dproduct;
+    T* output;
     int64_t state_stride, unit_stride;
 
-    Scratch(Arena& arena, const BackwardParams& p, int slices, int)
+    Scratch(Arena& arena, const BackwardParams& p, int slices, int row_slices)
         : state_stride(round_up(p.sizes.state, kLanes)),
           unit_stride(round_up(p.sizes.hidden, kLanes)) {
       const Sizes& s = p.sizes;
-      first = make_packed<T>(arena, s.state, 1, kFirstGates * s.hidden, slices);
+      first = make_packed<T>(arena, s.state, 1, Cell::kStages == 0 ? 0 : kFirstGates * s.hidden,
+                             slices);
       dgates[0] = arena.take<T>(s.batch * kGates * s.hidden);
       dgates[1] = arena.take<T>(s.batch * kGates * s.hidden);
       dhidden = arena.take<T>(s.batch * state_stride);
-      dcell = arena.take<T>(Cell::kStates == 2 ? s.batch * unit_stride : 0);
+      dcell = arena.take<T>(s.batch * kCells * unit_stride);
       if (Cell::kStages == 2) second = make_packed<T>(arena, s.hidden, 1, s.hidden, slices);
       const bool projected = p.in.w_hr != nullptr;
       if (projected) projection = make_packed<T>(arena, s.hidden, 1, s.state, slices);
       dprojected = arena.take<T>(projected ? s.batch * state_stride : 0);
+      const bptt::Control& control = p.in.control;
+      dwhole = arena.take<T>(control.gradient_norm > 0 ? s.batch * state_stride : 0);
+      kept = arena.take<T>(control.recurrent_dropout > 0 ? s.batch * state_stride : 0);
+      const int64_t rows = kNormal ? row_slices * unit_stride : 0;
+      product = arena.take<T>(rows * kGates);
+      dproduct = arena.take<T>(rows * kGates);
+      output = arena.take<T>(rows * 3);
     }
   };
 
@@ -49,6 +76,8 @@ class BackwardLoop {
         part_(part),
         m_(scratch),
         masks_{params.in.lengths, params.in.resets, s_.steps, s_.batch},
+        control_(params.in.control, masks_),
+        math_(control_.math()),
         projected_(params.in.w_hr != nullptr) {}
 
   void direction(int64_t d) {
@@ -59,17 +88,20 @@ class BackwardLoop {
     for (int64_t s = 0; s < s_.steps; ++s) {
       t_ = p_.in.reverse[d_] ? s : s_.steps - 1 - s;
       dgates_ = m_.dgates[s % 2];
+      if (control_.norms_gradients()) bound_rows();
       if (projected_) {
         for_rows(m_.first, [&](int64_t b, int64_t u, int n) { gather_projected(b, u, n); });
         part_.meet_slice();
-        multiply(m_.projection, part_, part_.rows, m_.dprojected, m_.state_stride, masks_.none(),
-                 [&](auto rows, const Block<T>& block) {
-                   constexpr int N = rows.value;
-                   cell<N>(block.row, block.unit, block.count,
-                           load_rows<N>(block.product, block.stride, kLanes));
-                 });
+        multiply<!kControlled>(m_.projection, part_, part_.rows, m_.dprojected, m_.state_stride,
+                               in_pairs(), [&](auto rows, const Block<T>& block) {
+                                 constexpr int N = rows.value;
+                                 cell<N>(block.row, block.unit, block.count,
+                                         load_rows<N>(block.product, block.stride, kLanes));
+                               });
+      } else if constexpr (kNormal) {
+        for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) normalized_row(b);
       } else {
-        for_row_groups(part_.rows, masks_.none(), [&](auto rows, int64_t b) {
+        for_row_groups<!kControlled>(part_.rows, in_pairs(), [&](auto rows, int64_t b) {
           for_blocks(m_.first, part_.plan.unit_slices, part_.unit_slice, [&](int64_t u, int n) {
             cell<rows.value>(b, u, n, dhidden<rows.value>(b, u, n));
           });
@@ -77,20 +109,24 @@ class BackwardLoop {
       }
       part_.meet_slice();
       if constexpr (Cell::kStages == 2) {
-        multiply(m_.second, part_, part_.rows, dgates_ + kFirstGates * s_.hidden,
-                 kGates * s_.hidden, masks_.none(), [&](auto rows, const Block<T>& block) {
-                   constexpr int N = rows.value;
-                   cell_first<N>(block.row, block.unit, block.count,
-                                 load_rows<N>(block.product, block.stride, kLanes));
-                 });
+        multiply<!kControlled>(m_.second, part_, part_.rows, dgates_ + kFirstGates * s_.hidden,
+                               kGates * s_.hidden, in_pairs(),
+                               [&](auto rows, const Block<T>& block) {
+                                 constexpr int N = rows.value;
+                                 cell_first<N>(block.row, block.unit, block.count,
+                                               load_rows<N>(block.product, block.stride, kLanes));
+                               });
         part_.meet_slice();
       }
-      multiply(m_.first, part_, part_.rows, dgates_, kGates * s_.hidden, false,
-               [&](auto, const Block<T>& block) {
-                 T* at = m_.dhidden + block.row * m_.state_stride + block.unit;
-                 const bool clears = masks_.clears(t_, block.row);
-                 store(at, clears ? V(T(0)) : load(at) + load(block.product));
-               });
+      if constexpr (Cell::kStages == 0) continue;
+      multiply<false>(m_.first, part_, part_.rows, dgates_, kGates * s_.hidden, false,
+                      [&](auto, const Block<T>& block) {
+                        const int64_t at = block.row * m_.state_stride + block.unit;
+                        V through = load(block.product);
+                        if (control_.drops()) through = through * load(m_.kept + at);
+                        store(m_.dhidden + at,
+                              stops(block.row) ? V(T(0)) : load(m_.dhidden + at) + through);
+                      });
     }
     finish();
   }
@@ -98,6 +134,11 @@ class BackwardLoop {
  private:
   const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
   int64_t row(int64_t b) const { return (t_ * s_.batch + b) * s_.directions + d_; }
+  bool in_pairs() const { return !kControlled && masks_.none(); }
+  // Whether nothing goes on to the step before: the state that entered this one was not its.
+  bool stops(int64_t b) const {
+    return masks_.clears(t_, b) || control_.cuts(t_, b, p_.in.reverse[d_]);
+  }
   // The blocks of units that the pointwise part of this worker covers.
   const Packed<T>& unit_blocks() const { return projected_ ? m_.projection : m_.first; }
 
@@ -112,8 +153,10 @@ class BackwardLoop {
   void pack() {
     const S* w = as_storage(p_.in.w_hh) + d_ * kGates * s_.hidden * s_.state;
     const int members = part_.lane_members(), index = part_.lane_index();
-    for_panels(m_.first, members, index,
-               [&](int64_t p) { pack_columns(m_.first, w, s_.state, p); });
+    if constexpr (Cell::kStages > 0) {
+      for_panels(m_.first, members, index,
+                 [&](int64_t p) { pack_columns(m_.first, w, s_.state, p); });
+    }
     if constexpr (Cell::kStages == 2) {
       const S* last = w + kFirstGates * s_.hidden * s_.state;
       for_panels(m_.second, members, index,
@@ -132,15 +175,19 @@ class BackwardLoop {
     for_rows(m_.first, [&](int64_t b, int64_t u, int n) {
       const int64_t from = (d_ * s_.batch + b) * s_.state + u;
       store(m_.dhidden + b * m_.state_stride + u, load_or_zero(as_storage(p_.dh_n), from, n));
+      if (control_.drops()) {
+        store(m_.kept + b * m_.state_stride + u, control_.kept_by_dropout(b, u, d_));
+      }
     });
-    if constexpr (Cell::kStates == 2) {
-      for_rows(unit_blocks(), [&](int64_t b, int64_t u, int n) {
-        const int64_t from = (d_ * s_.batch + b) * s_.hidden + u;
-        store(m_.dcell + b * m_.unit_stride + u, load_or_zero(as_storage(p_.dc_n), from, n));
+    for_rows(unit_blocks(), [&](int64_t b, int64_t u, int n) {
 #pragma GCC unroll 4
-        for (int k = 0; k < Cell::kPeep; ++k) store(dpeephole(b, k, u), V(T(0)), n);
-      });
-    }
+      for (int k = 0; k < kCells; ++k) {
+        const int64_t from = ((d_ * s_.batch + b) * kCells + k) * s_.hidden + u;
+        store(dcell(b, k, u), load_or_zero(as_storage(p_.dc_n), from, n));
+      }
+#pragma GCC unroll 4
+      for (int k = 0; k < Cell::kUnitWeights; ++k) store(dw_unit_at(b, k, u), V(T(0)), n);
+    });
   }
 
   void finish() {
@@ -148,23 +195,30 @@ class BackwardLoop {
       const int64_t to = (d_ * s_.batch + b) * s_.state + u;
       store(static_cast<S*>(p_.dh0) + to, load(m_.dhidden + b * m_.state_stride + u), n);
     });
-    if constexpr (Cell::kStates == 2) {
+    if constexpr (kCells > 0) {
       for_rows(unit_blocks(), [&](int64_t b, int64_t u, int n) {
-        const int64_t to = (d_ * s_.batch + b) * s_.hidden + u;
-        store(static_cast<S*>(p_.dc0) + to, load(m_.dcell + b * m_.unit_stride + u), n);
+#pragma GCC unroll 4
+        for (int k = 0; k < kCells; ++k) {
+          const int64_t to = ((d_ * s_.batch + b) * kCells + k) * s_.hidden + u;
+          store(static_cast<S*>(p_.dc0) + to, load(dcell(b, k, u)), n);
+        }
       });
     }
   }
 
-  T* dpeephole(int64_t b, int k, int64_t u) const {
-    const int64_t plane = (b * s_.directions + d_) * Cell::kPeep + k;
-    return static_cast<T*>(p_.dpeephole) + plane * s_.hidden + u;
+  T* dcell(int64_t b, int k, int64_t u) const {
+    return m_.dcell + (b * kCells + k) * m_.unit_stride + u;
+  }
+
+  T* dw_unit_at(int64_t b, int k, int64_t u) const {
+    const int64_t plane = (b * s_.directions + d_) * Cell::kUnitWeights + k;
+    return static_cast<T*>(p_.dw_unit) + plane * s_.hidden + u;
   }
 
   // Gradient of the hidden state of this step: from the steps after it and from the output. Zero
   // where the row takes no step.
   template <int N>
-  Rows<T, N> dhidden(int64_t b, int64_t u, int n) const {
+  Rows<T, N> whole_dhidden(int64_t b, int64_t u, int n) const {
     const int64_t at = row(b) * s_.state + u, stride = s_.directions * s_.state;
     Rows<T, N> dh(0);
     if (N > 1 || masks_.active(t_, b)) {
@@ -175,9 +229,52 @@ class BackwardLoop {
     return dh;
   }
 
+  // The same within the bounds that were asked for.
+  template <int N>
+  Rows<T, N> dhidden(int64_t b, int64_t u, int n) const {
+    if (control_.norms_gradients()) {
+      return load_rows<N>(m_.dwhole + b * m_.state_stride + u, m_.state_stride, kLanes);
+    }
+    Rows<T, N> dh = whole_dhidden<N>(b, u, n);
+    if constexpr (kControlled) dh.row[0] = control_.bounded(dh.row[0]);
+    return dh;
+  }
+
+  void bound_rows() const {
+    for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) {
+      const Row<T> whole{m_.dwhole + b * m_.state_stride, 1, s_.state, m_.state_stride};
+      for (int64_t u = 0; u < s_.state; u += kLanes) {
+        const int64_t left = s_.state - u;
+        const int n = left < kLanes ? static_cast<int>(left) : kLanes;
+        store(whole.data + u, control_.bounded(whole_dhidden<1>(b, u, n).row[0]));
+      }
+      const V shrink(control_.shrink(sum_over(whole, [&](int, int64_t u, V valid) {
+        const V dh = load(whole.data + u) * valid;
+        return dh * dh;
+      })));
+      for (int64_t u = 0; u < s_.state; u += kLanes) {
+        store(whole.data + u, load(whole.data + u) * shrink);
+      }
+    }
+  }
+
+  // Takes from the gradient of a state what passes the cell by, as the state stayed what it was;
+  // returns that.
+  template <int N>
+  Rows<T, N> take_zoned(int state, int64_t b, int64_t u, Rows<T, N>* gradient) const {
+    const Rows<T, N> stays(control_.stays(state, {b, u, t_, d_}));
+    const Rows<T, N> passes = *gradient * stays;
+    *gradient = *gradient - passes;
+    return passes;
+  }
+
   void gather_projected(int64_t b, int64_t u, int n) {
-    store(m_.dprojected + b * m_.state_stride + u, dhidden<1>(b, u, n).row[0]);
-    if (masks_.active(t_, b)) store(m_.dhidden + b * m_.state_stride + u, V(T(0)));
+    const int64_t at = b * m_.state_stride + u;
+    Rows<T, 1> dh = dhidden<1>(b, u, n), passes(0);
+    const bool active = masks_.active(t_, b);
+    if (control_.zones_out(0) && active) passes = take_zoned<1>(0, b, u, &dh);
+    store(m_.dprojected + at, dh.row[0]);
+    if (active) store(m_.dhidden + at, passes.row[0]);
   }
 
   // In what follows, N rows are one unless no row is masked, so only single rows look at the masks.
@@ -197,11 +294,111 @@ class BackwardLoop {
                          : load_rows<N>(as_storage(p_.y) + before * s_.state + u,
                                         s_.directions * s_.state, n);
     }
-    if constexpr (Cell::kStates == 2) {
+    const int64_t width = kCells * s_.hidden;
+#pragma GCC unroll 4
+    for (int k = 0; k < kCells; ++k) {
+      const int64_t unit = k * s_.hidden + u;
       const T* cells = static_cast<const T*>(p_.cells);
-      prev[1] = at_start
-                    ? load_rows<N>(as_storage(p_.in.c0) + initial * s_.hidden + u, s_.hidden, n)
-                    : load_rows<N>(cells + before * s_.hidden + u, s_.directions * s_.hidden, n);
+      prev[1 + k] = at_start
+                        ? load_rows<N>(as_storage(p_.in.c0) + initial * width + unit, width, n)
+                        : load_rows<N>(cells + before * width + unit, s_.directions * width, n);
+    }
+  }
+
+  // The states that the cell made in this step, out of those that were left.
+  template <int N>
+  void load_states(int64_t b, int64_t u, int n, const Rows<T, N>* prev, const Rows<T, N>* kept,
+                   Rows<T, N>* states) const {
+    states[0] = projected_ ? Rows<T, N>(0)
+                           : load_rows<N>(as_storage(p_.y) + row(b) * s_.state + u,
+                                          s_.directions * s_.state, n);
+    if (Cell::kSaved == 0 && control_.zones_out(0) && !control_.samples()) {
+      for (int r = 0; r < N; ++r) {
+        const V stays = control_.stays(0, {b, u, t_, d_});
+        states[0].row[r] = made_before(stays, prev[0].row[r], states[0].row[r]);
+      }
+    }
+    if constexpr (kCells > 0) {
+      const int64_t width = kCells * s_.hidden;
+#pragma GCC unroll 4
+      for (int k = 0; k < kCells; ++k) {
+        const T* from = static_cast<const T*>(p_.cells) + row(b) * width + k * s_.hidden + u;
+        states[1 + k] = load_rows<N>(from, s_.directions * width, n);
+      }
+      if (control_.zones_out(1)) Cell::rebuild(math_, kept, prev, states);
+    }
+  }
+
+  // What the cell made where `left` is its mean with the state before it. Rounding must not move it
+  // off a value at which an activation has a kink.
+  static V made_before(V stays, V before, V left) {
+    const V one(1), zero(0), rest = one - stays;
+    // Where all of it stayed, no gradient asks for the rest.
+    const V divisor = where_less(zero, rest, rest, one);
+    const V made = (left - stays * before) / divisor;
+    constexpr T kStored = sizeof(S) == 2 ? T(1.1 / 512) : T(0);
+    constexpr T kComputed = sizeof(T) == 8 ? T(2e-15) : T(1e-6);
+    const V computed = V(kComputed) * (magnitude(left) + magnitude(before));
+    const V error = (V(kStored) * magnitude(left) + computed) / divisor;
+    V snapped = made;
+    for (int kink = -1; kink <= 1; ++kink) {
+      const V at(kink);
+      snapped = where_less(magnitude(made - at), error, at, snapped);
+    }
+    return snapped;
+  }
+
+  // The gradients of the cell states that a step left; `passes` is what goes by the cell.
+  template <int N>
+  void load_dcells(int64_t b, int64_t u, int n, Rows<T, N>* dstates, Rows<T, N>* passes) const {
+    const int64_t width = kCells * s_.hidden;
+#pragma GCC unroll 4
+    for (int k = 0; k < kCells; ++k) {
+      dstates[1 + k] = load_rows<N>(dcell(b, k, u), kCells * m_.unit_stride, kLanes);
+      if (p_.dcells != nullptr) {
+        const T* from = static_cast<const T*>(p_.dcells) + row(b) * width + k * s_.hidden + u;
+        dstates[1 + k] = dstates[1 + k] + load_rows<N>(from, s_.directions * width, n);
+      }
+      if (control_.zones_out(1)) passes[1 + k] = take_zoned<N>(1, b, u, &dstates[1 + k]);
+    }
+  }
+
+  // The gradients of the states that entered a step, as far as the cell knows them.
+  template <int N>
+  void store_dstates(int64_t b, int64_t u, const Rows<T, N>* dstates,
+                     const Rows<T, N>* passes) const {
+    const bool stop = N == 1 && stops(b);
+#pragma GCC unroll 4
+    for (int k = 0; k < kCells; ++k) {
+      Rows<T, N> dc = dstates[1 + k];
+      if (control_.zones_out(1)) dc = dc + passes[1 + k];
+      store_rows<N>(dcell(b, k, u), kCells * m_.unit_stride, stop ? Rows<T, N>(0) : dc, kLanes);
+    }
+    if (projected_) return;
+    Rows<T, N> dh = dstates[0];
+    if (control_.zones_out(0)) dh = dh + passes[0];
+    if (Cell::kStages == 0 && stop) dh = Rows<T, N>(0);
+    store_rows<N>(m_.dhidden + b * m_.state_stride + u, m_.state_stride, dh, kLanes);
+  }
+
+  template <int N>
+  void load_unit_weights(int64_t b, int64_t u, int n, Rows<T, N>* w_unit,
+                         Rows<T, N>* dw_unit) const {
+    const int64_t stride = s_.directions * Cell::kUnitWeights * s_.hidden;
+#pragma GCC unroll 4
+    for (int k = 0; k < Cell::kUnitWeights; ++k) {
+      const int64_t plane = d_ * Cell::kUnitWeights + k;
+      w_unit[k] = Rows<T, N>(load(as_storage(p_.in.w_unit) + plane * s_.hidden + u, n));
+      dw_unit[k] = load_rows<N>(dw_unit_at(b, k, u), stride, n);
+    }
+  }
+
+  template <int N>
+  void store_dw_unit(int64_t b, int64_t u, int n, const Rows<T, N>* dw_unit) const {
+    const int64_t stride = s_.directions * Cell::kUnitWeights * s_.hidden;
+#pragma GCC unroll 4
+    for (int k = 0; k < Cell::kUnitWeights; ++k) {
+      store_rows<N>(dw_unit_at(b, k, u), stride, dw_unit[k], n);
     }
   }
 
@@ -210,7 +407,7 @@ class BackwardLoop {
     const Strides& by = p_.saved_strides;
     const S* from = as_storage(p_.saved) + t_ * by.step + b * by.row + d_ * by.direction + u;
 #pragma GCC unroll 4
-    for (int a = 0; a < Cell::kSaved; ++a) {
+    for (int a = 0; a < kSaved; ++a) {
       kept[a] = load_rows<N>(from + a * s_.hidden, by.row, n);
     }
   }
@@ -236,42 +433,49 @@ class BackwardLoop {
       return;
     }
     R prev[Cell::kStates], states[Cell::kStates], dstates[Cell::kStates];
-    R kept[Cell::kSaved + 1], peep[Cell::kPeep + 1], dpeep[Cell::kPeep + 1];
+    R passes[kControlled ? Cell::kStates : 1] = {};
+    R kept[kSaved + 1], w_unit[Cell::kUnitWeights + 1], dw_unit[Cell::kUnitWeights + 1];
     R dgates_x[kGates], dgates_h[kGates];
     load_previous<N>(b, u, n, prev);
     load_saved<N>(b, u, n, kept);
-    states[0] = projected_ ? R(0)
-                           : load_rows<N>(as_storage(p_.y) + row(b) * s_.state + u,
-                                          s_.directions * s_.state, n);
+    load_states<N>(b, u, n, prev, kept, states);
     dstates[0] = dh;
-    T* dcell = m_.dcell + b * m_.unit_stride + u;
-    if constexpr (Cell::kStates == 2) {
-      states[1] = load_rows<N>(static_cast<const T*>(p_.cells) + row(b) * s_.hidden + u,
-                               s_.directions * s_.hidden, n);
-      dstates[1] = load_rows<N>(dcell, m_.unit_stride, kLanes);
+    if (control_.zones_out(0) && !projected_) passes[0] = take_zoned<N>(0, b, u, &dstates[0]);
+    load_dcells<N>(b, u, n, dstates, passes);
+    load_unit_weights<N>(b, u, n, w_unit, dw_unit);
+    Cell::backward(math_, kept, prev, states, w_unit, dstates, dgates_x, dgates_h, dw_unit);
+    if constexpr (Cell::kStages == 0) {
+      own_products<N>(b, u, prev[0], w_unit, dgates_h, &dstates[0], dw_unit);
     }
-    const int64_t peep_stride = s_.directions * Cell::kPeep * s_.hidden;
-#pragma GCC unroll 4
-    for (int k = 0; k < Cell::kPeep; ++k) {
-      peep[k] = R(load(as_storage(p_.in.peephole) + (d_ * Cell::kPeep + k) * s_.hidden + u, n));
-      dpeep[k] = load_rows<N>(dpeephole(b, k, u), peep_stride, n);
-    }
-    Cell::backward(kept, prev, states, peep, dstates, dgates_x, dgates_h, dpeep);
-#pragma GCC unroll 4
-    for (int k = 0; k < Cell::kPeep; ++k) {
-      store_rows<N>(dpeephole(b, k, u), peep_stride, dpeep[k], n);
-    }
+    store_dw_unit<N>(b, u, n, dw_unit);
 #pragma GCC unroll 4
     for (int g = 0; g < kGates; ++g) store_dgate<N>(g, b, u, n, dgates_x[g], dgates_h[g]);
-    if constexpr (Cell::kStates == 2) {
-      const bool clears = N == 1 && masks_.clears(t_, b);
-      store_rows<N>(dcell, m_.unit_stride, clears ? R(0) : dstates[1], kLanes);
+    store_dstates<N>(b, u, dstates, passes);
+    if constexpr (Cell::kStages == 2 || kCells > 0) {
+      if (p_.operand != nullptr) {
+        R operand = Cell::operand(math_, kept, prev, states);
+        if (Cell::kStages == 2 && control_.drops()) operand = operand * kept_of<N>(b, u);
+        store_operand<N>(b, u, n, operand);
+      }
     }
-    if (!projected_) {
-      store_rows<N>(m_.dhidden + b * m_.state_stride + u, m_.state_stride, dstates[0], kLanes);
-    }
-    if constexpr (Cell::kStages == 2 || Cell::kStates == 2) {
-      if (p_.operand != nullptr) store_operand<N>(b, u, n, Cell::operand(kept, prev, states));
+  }
+
+  // What dropout multiplied the hidden state of a block with.
+  template <int N>
+  Rows<T, N> kept_of(int64_t b, int64_t u) const {
+    return load_rows<N>(m_.kept + b * m_.state_stride + u, m_.state_stride, kLanes);
+  }
+
+  // Of a cell without a recurrent product: each unit's hidden state times its own weights.
+  template <int N>
+  void own_products(int64_t b, int64_t u, Rows<T, N> h, const Rows<T, N>* w_unit,
+                    const Rows<T, N>* dgates_h, Rows<T, N>* dh, Rows<T, N>* dw_unit) const {
+    Rows<T, N> entering(1);
+    if (control_.drops()) entering = kept_of<N>(b, u);
+#pragma GCC unroll 4
+    for (int g = 0; g < kGates; ++g) {
+      *dh = *dh + w_unit[g] * dgates_h[g] * entering;
+      dw_unit[g] = dw_unit[g] + dgates_h[g] * h * entering;
     }
   }
 
@@ -279,13 +483,14 @@ class BackwardLoop {
   void cell_first(int64_t b, int64_t u, int n, Rows<T, N> doperand) {
     using R = Rows<T, N>;
     if (N == 1 && !masks_.active(t_, b)) return;
-    R prev[Cell::kStates], dstates[Cell::kStates], kept[Cell::kSaved + 1];
+    R prev[Cell::kStates], dstates[Cell::kStates], kept[kSaved + 1];
     R dgates_x[kGates], dgates_h[kGates];
     load_previous<N>(b, u, n, prev);
     load_saved<N>(b, u, n, kept);
     T* at = m_.dhidden + b * m_.state_stride + u;
     dstates[0] = load_rows<N>(at, m_.state_stride, kLanes);
-    Cell::backward_first(kept, prev, doperand, dstates, dgates_x, dgates_h);
+    if (control_.drops()) doperand = doperand * kept_of<N>(b, u);
+    Cell::backward_first(math_, kept, prev, doperand, dstates, dgates_x, dgates_h);
     store_dgate<N>(0, b, u, n, dgates_x[0], dgates_h[0]);
     store_rows<N>(at, m_.state_stride, dstates[0], kLanes);
   }
@@ -296,11 +501,147 @@ class BackwardLoop {
     store_rows<N>(to, s_.directions * s_.hidden, value, n);
   }
 
+  // --- normalised cells: single rows, all units of each with one worker ---
+
+  template <class Body>
+  void for_row(Body body) const {
+    for_blocks(m_.first, 1, 0, body);
+  }
+
+  Row<T> scratch_row(T* data, int plane, int planes, int most) const {
+    const int64_t first = part_.row_slice * most + plane;
+    return {data + first * m_.unit_stride, planes, s_.hidden, m_.unit_stride};
+  }
+  Row<T> product() const { return scratch_row(m_.product, 0, kGates, kGates); }
+  Row<T> dproduct() const { return scratch_row(m_.dproduct, 0, kGates, kGates); }
+  Row<T> output(int plane) const { return scratch_row(m_.output, plane, 1, 3); }
+
+  void normalized_row(int64_t b) {
+    if (!masks_.active(t_, b)) {
+      for_row([&](int64_t u, int n) { cell<1>(b, u, n, dhidden<1>(b, u, n)); });
+      return;
+    }
+    for_row([&](int64_t u, int n) {
+      Rows<T, 1> kept[kSaved];
+      load_saved<1>(b, u, n, kept);
+      for (int g = 0; g < kGates; ++g) {
+        store(product().data + g * m_.unit_stride + u, kept[Cell::kSaved + g].row[0]);
+      }
+    });
+    const Normal<T> normal = normal_of(product(), kNormEpsilon);
+    if constexpr (kCells > 0) {
+      normalized_output_gradient(b, normal);
+    } else {
+      for_row([&](int64_t u, int n) {
+        NormalizedBlock block(*this, b, u, n);
+        block.dstates[0] = dhidden<1>(b, u, n);
+        if (control_.zones_out(0)) block.passes[0] = take_zoned<1>(0, b, u, &block.dstates[0]);
+        Cell::backward(math_, block.kept, block.prev, block.states, block.w_unit, block.dstates,
+                       block.dgates_x, block.dgates_h, block.dw_unit);
+        finish_normalized_block(block, normal);
+      });
+    }
+    const NormalGradient<T> gradient = normal_gradient_of(product(), dproduct(), normal);
+    for_row([&](int64_t u, int n) { store_dproducts(b, u, n, gradient); });
+  }
+
+  // What the cell of a block of units is given, and what it gives.
+  struct NormalizedBlock {
+    int64_t row, unit;
+    int count;
+    Rows<T, 1> prev[Cell::kStates], states[Cell::kStates], dstates[Cell::kStates];
+    Rows<T, 1> passes[Cell::kStates], kept[kSaved];
+    Rows<T, 1> w_unit[Cell::kUnitWeights], dw_unit[Cell::kUnitWeights];
+    Rows<T, 1> dgates_x[kGates], dgates_h[kGates];
+
+    NormalizedBlock(const BackwardLoop& loop, int64_t b, int64_t u, int n)
+        : row(b), unit(u), count(n) {
+      loop.load_previous<1>(b, u, n, prev);
+      loop.load_saved<1>(b, u, n, kept);
+      loop.load_states<1>(b, u, n, prev, kept, states);
+      loop.load_unit_weights<1>(b, u, n, w_unit, dw_unit);
+    }
+  };
+
+  // Through the output, the normalised cell state and the cell, with a sum over the row between.
+  void normalized_output_gradient(int64_t b, const Normal<T>& normal) {
+    constexpr int kGain = 2 * kGates, kBias = kGain + 1;
+    for_row([&](int64_t u, int n) {
+      Rows<T, 1> prev[Cell::kStates], kept[kSaved], states[Cell::kStates];
+      load_previous<1>(b, u, n, prev);
+      load_saved<1>(b, u, n, kept);
+      load_states<1>(b, u, n, prev, kept, states);
+      store(output(0).data + u, states[1].row[0]);
+    });
+    const Normal<T> of_cell = normal_of(output(0), kNormEpsilon);
+    for_row([&](int64_t u, int n) {
+      NormalizedBlock block(*this, b, u, n);
+      Rows<T, 1> dh = dhidden<1>(b, u, n), d_o;
+      if (control_.zones_out(0)) {
+        const Rows<T, 1> passes = take_zoned<1>(0, b, u, &dh);
+        store(m_.dhidden + b * m_.state_stride + u, passes.row[0]);
+      }
+      const Rows<T, 1> c(of_cell(block.states[1].row[0]));
+      const Rows<T, 1> dc = Cell::output_backward(
+          math_, block.kept, block.w_unit[kGain] * c + block.w_unit[kBias], dh, &d_o);
+      block.dw_unit[kGain] = block.dw_unit[kGain] + dc * c;
+      block.dw_unit[kBias] = block.dw_unit[kBias] + dc;
+      store_dw_unit<1>(b, u, n, block.dw_unit);
+      store(output(1).data + u, (dc * block.w_unit[kGain]).row[0]);
+      store(output(2).data + u, d_o.row[0]);
+    });
+    const NormalGradient<T> gradient = normal_gradient_of(output(0), output(1), of_cell);
+    for_row([&](int64_t u, int n) {
+      NormalizedBlock block(*this, b, u, n);
+      load_dcells<1>(b, u, n, block.dstates, block.passes);
+      const V c = load(output(0).data + u), dc = load(output(1).data + u);
+      const Rows<T, 1> d_o(load(output(2).data + u));
+      Cell::gates_backward(math_, block.kept, block.prev, block.states,
+                           block.dstates[1] + Rows<T, 1>(gradient(c, dc)), d_o, block.dstates,
+                           block.dgates_x, block.dgates_h);
+      if (control_.zones_out(0)) {
+        block.passes[0] = load_rows<1>(m_.dhidden + b * m_.state_stride + u, 0, kLanes);
+      }
+      finish_normalized_block(block, normal);
+    });
+  }
+
+  // Leaves what the cell gave; the gradients of the normal products wait for their row's sums.
+  void finish_normalized_block(NormalizedBlock& block, const Normal<T>& normal) {
+    const int64_t b = block.row, u = block.unit;
+    for (int g = 0; g < kGates; ++g) {
+      const Rows<T, 1> n(normal(block.kept[Cell::kSaved + g].row[0])), dn = block.dgates_h[g];
+      block.dw_unit[g] = block.dw_unit[g] + dn * n;
+      block.dw_unit[kGates + g] = block.dw_unit[kGates + g] + dn;
+      store(dproduct().data + g * m_.unit_stride + u, (dn * block.w_unit[g]).row[0]);
+      if constexpr (!kNormalizesSum<Cell>) {
+        S* to = static_cast<S*>(p_.dgates_x) + (row(b) * kGates + g) * s_.hidden + u;
+        store(to, block.dgates_x[g].row[0], block.count);
+      }
+    }
+    store_dw_unit<1>(b, u, block.count, block.dw_unit);
+    store_dstates<1>(b, u, block.dstates, block.passes);
+  }
+
+  // The gradients of the products as they were, for the weights and for the step before.
+  void store_dproducts(int64_t b, int64_t u, int n, const NormalGradient<T>& gradient) {
+    for (int g = 0; g < kGates; ++g) {
+      const int64_t at = g * m_.unit_stride + u;
+      const V dp = gradient(load(product().data + at), load(dproduct().data + at));
+      const int64_t to = (row(b) * kGates + g) * s_.hidden + u;
+      S* out = static_cast<S*>(kNormalizesSum<Cell> ? p_.dgates_x : p_.dgates_h);
+      store(out + to, dp, n);
+      store(dgates_ + (b * kGates + g) * s_.hidden + u, dp, n);
+    }
+  }
+
   const BackwardParams p_;
   const Sizes s_;
   const Part part_;
   const Scratch m_;
   const Masks masks_;
+  const Control control_;
+  const Math math_;
   const bool projected_;
   int64_t d_ = 0, t_ = 0;
   T* dgates_ = nullptr;

@@ -6,6 +6,14 @@
 
 namespace bptt {
 
+// The time loops, either without a `Control` or with one.
+struct CpuLoops {
+  int64_t (*forward_scratch)(const ForwardParams&, int threads);
+  void (*forward)(const ForwardParams&, const ThreadPool&, void* scratch);
+  int64_t (*backward_scratch)(const BackwardParams&, int threads);
+  void (*backward)(const BackwardParams&, const ThreadPool&, void* scratch);
+};
+
 // One copy of cpu_kernels.cpp, compiled for one instruction set.
 struct CpuKernels {
   const char* name;

@@ -1,10 +1,5 @@
 // Compiled once per instruction set, with BPTT_ISA naming it: see setup.py and engine/cpu.cpp.
-#include "../cells/gru.h"
-#include "../cells/lstm.h"
-#include "../cells/rnn.h"
-#include "backward.h"
-#include "cpu.h"
-#include "forward.h"
+#include "cpu_loops.h"
 #include "matrix.h"
 
 namespace bptt {
@@ -13,50 +8,30 @@ namespace {
 #define BPTT_TEXT_OF(x) #x
 #define BPTT_TEXT(x) BPTT_TEXT_OF(x)
 
-// Calls f.operator()<Cell, S>() for the cell and storage type of a problem.
-template <class S, class F>
-auto with_cell(CellKind cell, F f) {
-  switch (cell) {
-    case CellKind::kRnnTanh: return f.template operator()<Rnn<Tanh>, S>();
-    case CellKind::kRnnRelu: return f.template operator()<Rnn<Relu>, S>();
-    case CellKind::kRnnSigmoid: return f.template operator()<Rnn<Sigmoid>, S>();
-    case CellKind::kGru: return f.template operator()<Gru, S>();
-    case CellKind::kGruResetBefore: return f.template operator()<GruResetBefore, S>();
-    case CellKind::kLstm: return f.template operator()<Lstm<false>, S>();
-    default: return f.template operator()<Lstm<true>, S>();
-  }
+}  // namespace
+
+namespace BPTT_ISA {
+extern const CpuLoops controlled_loops;  // of cpu_controlled.cpp
 }
 
-template <class F>
-auto with_problem(const Sizes& sizes, F f) {
-  switch (sizes.dtype) {
-    case Dtype::kFloat32: return with_cell<float>(sizes.cell, f);
-    case Dtype::kFloat64: return with_cell<double>(sizes.cell, f);
-    default: return with_cell<BFloat16>(sizes.cell, f);
-  }
+namespace {
+
+template <class Params>
+const CpuLoops& loops_for(const Params& p) {
+  return is_controlled(p.sizes, p.in.control) ? BPTT_ISA::controlled_loops : Loops<false>::table;
 }
 
 int64_t forward_scratch(const ForwardParams& p, int threads) {
-  return with_problem(p.sizes, [&]<class Cell, class S>() {
-    return scratch_bytes<ForwardLoop<Cell, S>>(p, threads);
-  });
+  return loops_for(p).forward_scratch(p, threads);
 }
-
 void forward(const ForwardParams& p, const ThreadPool& pool, void* scratch) {
-  with_problem(p.sizes,
-               [&]<class Cell, class S>() { run_on_team<ForwardLoop<Cell, S>>(p, pool, scratch); });
+  loops_for(p).forward(p, pool, scratch);
 }
-
 int64_t backward_scratch(const BackwardParams& p, int threads) {
-  return with_problem(p.sizes, [&]<class Cell, class S>() {
-    return scratch_bytes<BackwardLoop<Cell, S>>(p, threads);
-  });
+  return loops_for(p).backward_scratch(p, threads);
 }
-
 void backward(const BackwardParams& p, const ThreadPool& pool, void* scratch) {
-  with_problem(p.sizes, [&]<class Cell, class S>() {
-    run_on_team<BackwardLoop<Cell, S>>(p, pool, scratch);
-  });
+  loops_for(p).backward(p, pool, scratch);
 }
 
 int64_t matrix_scratch(const MatrixParams& p, int threads) {

@@ -10,21 +10,35 @@
 // speed, few enough to be in a near cache when the loop reads them. It is written where the step
 // will save its gates, so that the largest tensor of a layer exists once, or to a small buffer
 // where nothing is saved.
+//
+// A layer normalisation needs a row's product as a whole: then a worker has whole rows, and the
+// cell comes after the product of all units. What else a caller may ask for is in control.h; a loop
+// without any of it is compiled apart.
 #pragma once
 
+#include "../cells/cell.h"
+#include "control.h"
+#include "normalize.h"
 #include "worker.h"
 
 namespace bptt {
 namespace {
 
-template <class Cell, class S>
+template <class Cell, class S, bool kControlled>
 class ForwardLoop {
  public:
   using T = Wide<S>;
   using V = Vec<T>;
+  using Control = Controls<T, kControlled>;
+  using Math = typename Control::Math;
   static constexpr int kGates = Cell::kGates, kLanes = V::kLanes;
   static constexpr int kFirstGates = Cell::kStages == 2 ? kGates - 1 : kGates;
+  static constexpr bool kNormal = kNormalized<Cell>;
+  static constexpr int kSaved = kSavedPlanes<Cell>, kCells = kCellStates<Cell>;
   static_assert(CellCheck<Cell>::ok);
+  static_assert(kControlled || !kNormal, "one loop for normalised cells");
+
+  static bool needs_whole_rows(const bptt::Control&) { return kNormal; }
 
   static constexpr int64_t kProjectedRows = 128;
   static constexpr int64_t kJoinedRows = 16;
@@ -36,9 +50,16 @@ class ForwardLoop {
     T* x;           // [chunk, B, I], each slice of the batch on its own
     S* gates;       // [chunk, B, G, H], where nothing is saved
     T* hidden[2];   // [B, joined + R], alternating by step: read in one, written in the other
-    T* cell;        // [B, H]
+    T* cell;        // [B, C, H]
     T* operand;     // [B, H]
     T* partial;     // [B, A, H]: what the first stage leaves for the second
+    // Of controlled loops: the hidden states as they are, as those above have passed a dropout,
+    // and what that multiplies them with.
+    T* plain;  // [B, R]
+    T* kept;   // [B, R]
+    // Of normalised cells.
+    T* product;  // [B, G, H]
+    T* row;      // [B, A + 1, H]: what the cell saves, and its cell state
     int64_t state_stride, unit_stride;
 
     Scratch(Arena& arena, const ForwardParams& p, int slices, int row_slices)
@@ -54,15 +75,20 @@ class ForwardLoop {
         x = arena.take<T>(chunk * s.batch * s.inputs);
         gates = arena.take<S>(saves_gates(p) ? 0 : chunk * s.batch * kGates * s.hidden);
       }
-      first = make_packed<T>(arena, s.hidden, kFirstGates, joined + s.state, slices);
+      const int64_t depth = Cell::kStages == 0 ? joined : joined + s.state;
+      first = make_packed<T>(arena, s.hidden, kFirstGates, depth, slices);
       hidden[0] = arena.take<T>(s.batch * state_stride);
       hidden[1] = arena.take<T>(s.batch * state_stride);
-      cell = arena.take<T>(Cell::kStates == 2 ? s.batch * unit_stride : 0);
+      cell = arena.take<T>(s.batch * kCells * unit_stride);
       if (Cell::kStages == 2) second = make_packed<T>(arena, s.hidden, 1, s.hidden, slices);
       partial = arena.take<T>(Cell::kStages == 2 ? s.batch * Cell::kSaved * unit_stride : 0);
       const bool projected = p.in.w_hr != nullptr;
       if (projected) projection = make_packed<T>(arena, s.state, 1, s.hidden, slices);
       operand = arena.take<T>(projected || Cell::kStages == 2 ? s.batch * unit_stride : 0);
+      plain = arena.take<T>(kControlled ? s.batch * state_stride : 0);
+      kept = arena.take<T>(p.in.control.recurrent_dropout > 0 ? s.batch * state_stride : 0);
+      product = arena.take<T>(kNormal ? s.batch * kGates * unit_stride : 0);
+      row = arena.take<T>(kNormal ? s.batch * (Cell::kSaved + 1) * unit_stride : 0);
     }
   };
 
@@ -72,6 +98,8 @@ class ForwardLoop {
         part_(part),
         m_(scratch),
         masks_{params.in.lengths, params.in.resets, s_.steps, s_.batch},
+        control_(params.in.control, masks_),
+        math_(control_.math()),
         projected_(params.in.w_hr != nullptr) {}
 
   void direction(int64_t d) {
@@ -87,17 +115,28 @@ class ForwardLoop {
       read_ = hidden(s);
       write_ = hidden(s + 1);
       if (m_.joined > 0 && s + 1 < s_.steps) join_input(s + 1);
-      multiply(m_.first, part_, part_.rows, read_ - m_.joined, m_.state_stride, masks_.none(),
-               [&](auto rows, const Block<T>& block) { first<rows.value>(block); });
+      multiply<!kControlled>(m_.first, part_, part_.rows, read_ - m_.joined, m_.state_stride,
+                             in_pairs(), [&](auto rows, const Block<T>& block) {
+                               if constexpr (kNormal) {
+                                 keep_product(block);
+                               } else {
+                                 first<rows.value>(block);
+                               }
+                             });
+      if constexpr (kNormal) {
+        for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) normalized_row(b);
+      }
       if constexpr (Cell::kStages == 2) {
         part_.meet_slice();
-        multiply(m_.second, part_, part_.rows, m_.operand, m_.unit_stride, masks_.none(),
-                 [&](auto rows, const Block<T>& block) { second<rows.value>(block); });
+        multiply<!kControlled>(
+            m_.second, part_, part_.rows, m_.operand, m_.unit_stride, in_pairs(),
+            [&](auto rows, const Block<T>& block) { second<rows.value>(block); });
       }
       if (projected_) {
         part_.meet_slice();
-        multiply(m_.projection, part_, part_.rows, m_.operand, m_.unit_stride, masks_.none(),
-                 [&](auto rows, const Block<T>& block) { projected<rows.value>(block); });
+        multiply<!kControlled>(
+            m_.projection, part_, part_.rows, m_.operand, m_.unit_stride, in_pairs(),
+            [&](auto rows, const Block<T>& block) { projected<rows.value>(block); });
       }
       part_.meet_slice();
     }
@@ -107,9 +146,11 @@ class ForwardLoop {
  private:
   const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
   T* hidden(int64_t s) const { return m_.hidden[s % 2] + m_.joined; }
+  bool in_pairs() const { return !kControlled && masks_.none(); }
   // Depends on the problem alone: the number of workers must not change how a sum is made.
   static bool joins(const Sizes& s) {
-    return Cell::kSharedGates && Cell::kStages == 1 && s.inputs > 0 && s.batch >= kJoinedRows;
+    return Cell::kSharedGates && Cell::kStages < 2 && !kNormal && s.inputs > 0 &&
+           s.batch >= kJoinedRows;
   }
   int64_t time(int64_t s) const { return p_.in.reverse[d_] ? s_.steps - 1 - s : s; }
   const Packed<T>& state_blocks() const { return projected_ ? m_.projection : m_.first; }
@@ -122,8 +163,10 @@ class ForwardLoop {
       const Packed<T>& to = m_.joined > 0 ? m_.first : m_.input;
       for_panels(to, members, index, [&](int64_t p) { pack_rows(to, 0, w_ih, s_.inputs, p); });
     }
-    for_panels(m_.first, members, index,
-               [&](int64_t p) { pack_rows(m_.first, m_.joined, w, s_.state, p); });
+    if constexpr (Cell::kStages > 0) {
+      for_panels(m_.first, members, index,
+                 [&](int64_t p) { pack_rows(m_.first, m_.joined, w, s_.state, p); });
+    }
     if constexpr (Cell::kStages == 2) {
       const S* last = w + kFirstGates * s_.hidden * s_.state;
       for_panels(m_.second, members, index,
@@ -146,38 +189,59 @@ class ForwardLoop {
     }
   }
 
+  // The same for all cell states: calls body(row, place in [D, B, C*H], place in scratch, count).
+  template <class Body>
+  void for_cells(Body body) {
+    if constexpr (kCells > 0) {
+      for (int k = 0; k < kCells; ++k) {
+        for_states(m_.first, kCells * s_.hidden, 0, [&](int64_t b, int64_t at, int64_t u, int n) {
+          body(b, at + k * s_.hidden, cell(b, k, u), n);
+        });
+      }
+    }
+  }
+  T* cell(int64_t b, int k, int64_t u) const {
+    return m_.cell + (b * kCells + k) * m_.unit_stride + u;
+  }
+
+  // Leaves the hidden state that the next step reads.
+  template <int N>
+  void store_hidden(T* to, int64_t b, int64_t u, Rows<T, N> h) const {
+    const int64_t at = b * m_.state_stride + u;
+    if constexpr (kControlled) store_rows<N>(m_.plain + at, m_.state_stride, h, kLanes);
+    if (control_.drops()) h = h * Rows<T, N>(load(m_.kept + at));
+    store_rows<N>(to + at, m_.state_stride, h, kLanes);
+  }
+
   void start() {
     const int64_t t = time(0);
     if (m_.joined > 0 && s_.steps > 0) join_input(0);
     for_states(state_blocks(), s_.state, m_.state_stride,
                [&](int64_t b, int64_t from, int64_t to, int n) {
                  const V h = load(as_storage(p_.in.h0) + from, n);
-                 store(hidden(0) + to, masks_.clears(t, b) ? V(T(0)) : h);
+                 const int64_t u = to - b * m_.state_stride;
+                 if (control_.drops()) store(m_.kept + to, control_.kept_by_dropout(b, u, d_));
+                 store_hidden<1>(hidden(0), b, u, masks_.clears(t, b) ? V(T(0)) : h);
                });
-    if constexpr (Cell::kStates == 2) {
-      for_states(m_.first, s_.hidden, m_.unit_stride,
-                 [&](int64_t b, int64_t from, int64_t to, int n) {
-                   const V c = load(as_storage(p_.in.c0) + from, n);
-                   store(m_.cell + to, masks_.clears(t, b) ? V(T(0)) : c);
-                 });
-    }
+    for_cells([&](int64_t b, int64_t from, T* to, int n) {
+      const V c = load(as_storage(p_.in.c0) + from, n);
+      store(to, masks_.clears(t, b) ? V(T(0)) : c);
+    });
   }
 
   void finish() {
     for_states(state_blocks(), s_.state, m_.state_stride,
                [&](int64_t, int64_t to, int64_t from, int n) {
-                 store(static_cast<S*>(p_.h_n) + to, load(hidden(s_.steps) + from), n);
+                 const T* h = kControlled ? m_.plain : hidden(s_.steps);
+                 store(static_cast<S*>(p_.h_n) + to, load(h + from), n);
                });
-    if constexpr (Cell::kStates == 2) {
-      for_states(m_.first, s_.hidden, m_.unit_stride,
-                 [&](int64_t, int64_t to, int64_t from, int n) {
-                   store(static_cast<S*>(p_.c_n) + to, load(m_.cell + from), n);
-                 });
-    }
+    for_cells([&](int64_t, int64_t to, const T* from, int n) {
+      store(static_cast<S*>(p_.c_n) + to, load(from), n);
+    });
   }
 
   static bool saves_gates(const ForwardParams& p) {
-    return Cell::kSaved >= kGates && p.saved != nullptr;
+    return Cell::kSaved >= kGates && !kNormal && p.saved != nullptr;
   }
 
   // The projected gates [G, H] of one row in one step.
@@ -223,15 +287,15 @@ class ForwardLoop {
       copy_input(s + r / height, part_.rows.begin + r % height, {0, s_.inputs}, x + r * s_.inputs);
     }
     part_.meet_slice();
-    multiply(m_.input, part_, {0, count * height}, x, s_.inputs, false,
-             [&](auto, const Block<T>& block) {
-               const int64_t r = block.row;
-               S* to = gates_row(s + r / height, part_.rows.begin + r % height) + block.unit;
+    multiply<false>(m_.input, part_, {0, count * height}, x, s_.inputs, false,
+                    [&](auto, const Block<T>& block) {
+                      const int64_t r = block.row;
+                      S* to = gates_row(s + r / height, part_.rows.begin + r % height) + block.unit;
 #pragma GCC unroll 4
-               for (int g = 0; g < kGates; ++g) {
-                 store(to + g * s_.hidden, load(block.product + g * kLanes), block.count);
-               }
-             });
+                      for (int g = 0; g < kGates; ++g) {
+                        store(to + g * s_.hidden, load(block.product + g * kLanes), block.count);
+                      }
+                    });
     // With two products a step, its gates are read by other workers than those who wrote them.
     if constexpr (Cell::kStages == 2) part_.meet_slice();
   }
@@ -278,10 +342,34 @@ class ForwardLoop {
   void load_states(const Block<T>& block, Rows<T, N>* states) const {
     const int64_t b = block.row, u = block.unit;
     // A projected cell's output has another width than the hidden state, and does not look at it.
-    states[0] = projected_ ? Rows<T, N>(0)
-                           : load_rows<N>(read_ + b * m_.state_stride + u, m_.state_stride, kLanes);
-    if constexpr (Cell::kStates == 2) {
-      states[1] = load_rows<N>(m_.cell + b * m_.unit_stride + u, m_.unit_stride, kLanes);
+    states[0] = projected_ ? Rows<T, N>(0) : held<N>(b, u);
+#pragma GCC unroll 4
+    for (int k = 0; k < kCells; ++k) {
+      states[1 + k] = load_rows<N>(cell(b, k, u), kCells * m_.unit_stride, kLanes);
+    }
+  }
+
+  // What dropout multiplies the hidden state of a block with.
+  template <int N>
+  Rows<T, N> kept_of(const Block<T>& block) const {
+    return load_rows<N>(m_.kept + block.row * m_.state_stride + block.unit, m_.state_stride,
+                        kLanes);
+  }
+
+  // The hidden state that entered the step.
+  template <int N>
+  Rows<T, N> held(int64_t b, int64_t u) const {
+    const T* from = kControlled ? m_.plain : read_;
+    return load_rows<N>(from + b * m_.state_stride + u, m_.state_stride, kLanes);
+  }
+
+  template <int N>
+  void load_unit_weights(const Block<T>& block, Rows<T, N>* w_unit) const {
+#pragma GCC unroll 4
+    for (int k = 0; k < Cell::kUnitWeights; ++k) {
+      const int64_t plane = d_ * Cell::kUnitWeights + k;
+      w_unit[k] =
+          Rows<T, N>(load(as_storage(p_.in.w_unit) + plane * s_.hidden + block.unit, block.count));
     }
   }
 
@@ -290,7 +378,8 @@ class ForwardLoop {
   void first(const Block<T>& block) {
     using R = Rows<T, N>;
     R gates_x[kGates], gates_h[kGates], prev[Cell::kStates], next[Cell::kStates];
-    R peep[Cell::kPeep + 1], kept[Cell::kSaved + 1];
+    R w_unit[Cell::kUnitWeights + 1], kept[kSaved + 1];
+    if constexpr (Cell::kStages == 2) kept[kSaved - 1] = R(0);  // left to the second stage
     load_states<N>(block, prev);
     const int64_t at = block.row * m_.unit_stride + block.unit;
     if (N == 1 && !masks_.active(t_, block.row)) {
@@ -304,20 +393,23 @@ class ForwardLoop {
     load_gates_x<N>(block, gates_x);
     load_gates_h<N>(block, 0, kFirstGates, gates_h);
     if constexpr (Cell::kStages == 2) {
-      const R operand = Cell::first(gates_x, gates_h, prev, kept);
+      R operand = Cell::first(math_, gates_x, gates_h, prev, kept);
+      if (control_.drops()) operand = operand * kept_of<N>(block);
       store_rows<N>(m_.operand + at, m_.unit_stride, operand, kLanes);
 #pragma GCC unroll 4
       for (int a = 0; a < Cell::kSaved; ++a) {
         store_rows<N>(partial(block, a), Cell::kSaved * m_.unit_stride, kept[a], kLanes);
       }
     } else {
+      load_unit_weights<N>(block, w_unit);
+      if constexpr (Cell::kStages == 0) {
+        R entering = prev[0];
+        if (control_.drops()) entering = entering * kept_of<N>(block);
 #pragma GCC unroll 4
-      for (int k = 0; k < Cell::kPeep; ++k) {
-        const int64_t plane = d_ * Cell::kPeep + k;
-        peep[k] = R(load(as_storage(p_.in.peephole) + plane * s_.hidden + block.unit, block.count));
+        for (int g = 0; g < kGates; ++g) gates_h[g] = gates_h[g] + w_unit[g] * entering;
       }
-      Cell::forward(gates_x, gates_h, prev, peep, next, kept);
-      leave_step<N>(block, next, kept);
+      Cell::forward(math_, gates_x, gates_h, prev, w_unit, next, kept);
+      leave_step<N>(block, prev, next, kept);
     }
   }
 
@@ -341,39 +433,51 @@ class ForwardLoop {
     for (int a = 0; a < Cell::kSaved; ++a) {
       kept[a] = load_rows<N>(partial(block, a), Cell::kSaved * m_.unit_stride, kLanes);
     }
-    Cell::forward(gates_x, gates_h, prev, static_cast<const R*>(nullptr), next, kept);
-    leave_step<N>(block, next, kept);
+    Cell::forward(math_, gates_x, gates_h, prev, static_cast<const R*>(nullptr), next, kept);
+    leave_step<N>(block, prev, next, kept);
   }
 
   // Past its end a row keeps its states and saves zeros.
   template <int N>
   void hold(const Block<T>& block, const Rows<T, N>* states) {
-    Rows<T, N> kept[Cell::kSaved + 1];
+    Rows<T, N> kept[kSaved + 1];
     for (Rows<T, N>& value : kept) value = Rows<T, N>(0);
-    leave_step<N>(block, states, kept);
+    leave_step<N>(block, nullptr, states, kept);
   }
 
+  // The state that a step leaves, `after` being the cell's.
   template <int N>
-  void leave_step(const Block<T>& block, const Rows<T, N>* states, const Rows<T, N>* kept) {
+  Rows<T, N> zoned(int state, const Block<T>& block, Rows<T, N> before, Rows<T, N> after) const {
+    const Rows<T, N> stays(control_.stays(state, {block.row, block.unit, t_, d_}));
+    return stays * before + (Rows<T, N>(1) - stays) * after;  // exact where a mask is drawn
+  }
+
+  // `before` is null where the row takes no step.
+  template <int N>
+  void leave_step(const Block<T>& block, const Rows<T, N>* before, const Rows<T, N>* states,
+                  const Rows<T, N>* kept) {
     const int64_t b = block.row, u = block.unit;
-    if constexpr (Cell::kSaved > 0) {
+    if constexpr (kSaved > 0) {
       if (p_.saved != nullptr) {
         const Strides& by = p_.saved_strides;
         S* to = static_cast<S*>(p_.saved) + t_ * by.step + b * by.row + d_ * by.direction + u;
 #pragma GCC unroll 4
-        for (int a = 0; a < Cell::kSaved; ++a) {
+        for (int a = 0; a < kSaved; ++a) {
           store_rows<N>(to + a * s_.hidden, by.row, kept[a], block.count);
         }
       }
     }
-    if constexpr (Cell::kStates == 2) {
+    const int64_t width = kCells * s_.hidden;
+#pragma GCC unroll 4
+    for (int k = 0; k < kCells; ++k) {
+      Rows<T, N> c = states[1 + k];
+      if (control_.zones_out(1) && before != nullptr) c = zoned<N>(1, block, before[1 + k], c);
       if (p_.cells != nullptr) {
-        T* to = static_cast<T*>(p_.cells) + row(b) * s_.hidden + u;
-        store_rows<N>(to, s_.directions * s_.hidden, states[1], block.count);
+        T* to = static_cast<T*>(p_.cells) + row(b) * width + k * s_.hidden + u;
+        store_rows<N>(to, s_.directions * width, c, block.count);
       }
       const bool clears = N == 1 && masks_.clears(next_t_, b);
-      store_rows<N>(m_.cell + b * m_.unit_stride + u, m_.unit_stride,
-                    clears ? Rows<T, N>(0) : states[1], kLanes);
+      store_rows<N>(cell(b, k, u), kCells * m_.unit_stride, clears ? Rows<T, N>(0) : c, kLanes);
     }
     if (projected_) {
       store_rows<N>(m_.operand + b * m_.unit_stride + u, m_.unit_stride, states[0], kLanes);
@@ -384,10 +488,9 @@ class ForwardLoop {
 
   template <int N>
   void projected(const Block<T>& block) {
-    const T* held = read_ + block.row * m_.state_stride + block.unit;
     const bool active = N > 1 || masks_.active(t_, block.row);
     emit_hidden<N>(block, active ? load_rows<N>(block.product, block.stride, kLanes)
-                                 : load_rows<N>(held, m_.state_stride, kLanes));
+                                 : held<N>(block.row, block.unit));
   }
 
   template <int N>
@@ -395,10 +498,98 @@ class ForwardLoop {
     const int64_t b = block.row, u = block.unit;
     const bool active = N > 1 || masks_.active(t_, b);
     const bool clears = N == 1 && masks_.clears(next_t_, b);
+    if (control_.zones_out(0) && active) h = zoned<N>(0, block, held<N>(b, u), h);
     store_rows<N>(static_cast<S*>(p_.y) + row(b) * s_.state + u, s_.directions * s_.state,
                   active ? h : Rows<T, N>(0), block.count);
-    store_rows<N>(write_ + b * m_.state_stride + u, m_.state_stride, clears ? Rows<T, N>(0) : h,
-                  kLanes);
+    store_hidden<N>(write_, b, u, clears ? Rows<T, N>(0) : h);
+  }
+
+  // --- normalised cells: single rows, all units of each with one worker ---
+
+  T* product(int64_t b, int g, int64_t u) const {
+    return m_.product + (b * kGates + g) * m_.unit_stride + u;
+  }
+
+  void keep_product(const Block<T>& block) const {
+    for (int g = 0; g < kGates; ++g) {
+      store(product(block.row, g, block.unit), load(block.product + g * kLanes));
+    }
+  }
+
+  template <class Body>
+  void for_row(int64_t b, Body body) {
+    for_blocks(m_.first, 1, 0, [&](int64_t u, int n) { body(Block<T>{b, u, n, nullptr, 0}); });
+  }
+
+  void normalized_row(int64_t b) {
+    if (!masks_.active(t_, b)) {
+      for_row(b, [&](const Block<T>& block) {
+        Rows<T, 1> prev[Cell::kStates];
+        load_states<1>(block, prev);
+        hold<1>(block, prev);
+      });
+      return;
+    }
+    if constexpr (kNormalizesSum<Cell>) {
+      for_row(b, [&](const Block<T>& block) {
+        Rows<T, 1> gates_x[kGates];
+        load_gates_x<1>(block, gates_x);
+        T* at = product(b, 0, block.unit);
+        store(at, load(at) + gates_x[0].row[0]);
+      });
+    }
+    const Row<T> row{product(b, 0, 0), kGates, s_.hidden, m_.unit_stride};
+    const Normal<T> normal = normal_of(row, kNormEpsilon);
+    for_row(b, [&](const Block<T>& block) { normalized_cell(block, normal); });
+    if constexpr (kCells > 0) normalized_outputs(b);
+  }
+
+  // The step of one block of units; of a cell with a cell state up to that one.
+  void normalized_cell(const Block<T>& block, const Normal<T>& normal) {
+    using R = Rows<T, 1>;
+    R gates_x[kGates], gates_h[kGates], prev[Cell::kStates], next[Cell::kStates];
+    R w_unit[Cell::kUnitWeights], kept[kSaved];
+    load_states<1>(block, prev);
+    load_unit_weights<1>(block, w_unit);
+    if constexpr (!kNormalizesSum<Cell>) load_gates_x<1>(block, gates_x);
+    for (int g = 0; g < kGates; ++g) {
+      const V before = load(product(block.row, g, block.unit));
+      gates_h[g] = w_unit[g] * R(normal(before)) + w_unit[kGates + g];
+      if (kNormalizesSum<Cell>) gates_x[g] = R(0);
+      kept[Cell::kSaved + g] = R(before);
+    }
+    Cell::forward(math_, gates_x, gates_h, prev, w_unit, next, kept);
+    if constexpr (kCells == 0) {
+      leave_step<1>(block, prev, next, kept);
+    } else {
+      for (int a = 0; a < Cell::kSaved; ++a) store(row_value(block, a), kept[a].row[0]);
+      store(row_value(block, Cell::kSaved), next[1].row[0]);
+    }
+  }
+
+  T* row_value(const Block<T>& block, int plane) const {
+    return m_.row + (block.row * (Cell::kSaved + 1) + plane) * m_.unit_stride + block.unit;
+  }
+
+  // The outputs of a row, out of its normalised cell states.
+  void normalized_outputs(int64_t b) {
+    using R = Rows<T, 1>;
+    const Row<T> row{row_value({b, 0, 0, nullptr, 0}, Cell::kSaved), 1, s_.hidden, m_.unit_stride};
+    const Normal<T> normal = normal_of(row, kNormEpsilon);
+    for_row(b, [&](const Block<T>& block) {
+      R prev[Cell::kStates], next[Cell::kStates], w_unit[Cell::kUnitWeights], kept[kSaved];
+      load_states<1>(block, prev);
+      load_unit_weights<1>(block, w_unit);
+      for (int a = 0; a < Cell::kSaved; ++a) kept[a] = R(load(row_value(block, a)));
+      for (int g = 0; g < kGates; ++g) {
+        kept[Cell::kSaved + g] = R(load(product(b, g, block.unit)));
+      }
+      const V c = load(row_value(block, Cell::kSaved));
+      next[1] = w_unit[2 * kGates] * R(normal(c)) + w_unit[2 * kGates + 1];
+      next[0] = Cell::operand(math_, kept, prev, next);
+      next[1] = R(c);
+      leave_step<1>(block, prev, next, kept);
+    });
   }
 
   int64_t row(int64_t b) const { return (t_ * s_.batch + b) * s_.directions + d_; }
@@ -408,6 +599,8 @@ class ForwardLoop {
   const Part part_;
   const Scratch m_;
   const Masks masks_;
+  const Control control_;
+  const Math math_;
   const bool projected_;
   int64_t d_ = 0, step_ = 0, t_ = 0, next_t_ = 0;
   T* read_ = nullptr;

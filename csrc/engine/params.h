@@ -1,11 +1,13 @@
 // All that an engine gets: sizes, strides in elements and raw pointers. No torch, no CUDA.
 //
 // T time steps, B batch, D directions (independent recurrences), G gates, H hidden units, R size of
-// the hidden state (H, or the projection's size), A saved values, P peepholes. Arrays are dense and
-// row-major in the shape given, but for those with Strides, whose leading axes may lie anyhow.
+// the hidden state (H, or the projection's size), A saved values, P unit_weights. Arrays are dense
+// and row-major in the shape given, but for those with Strides, whose leading axes may lie anyhow.
 #pragma once
 
 #include <cstdint>
+
+#include "../cells/math.h"
 
 namespace bptt {
 
@@ -17,7 +19,13 @@ enum class CellKind {
   kGru,
   kGruResetBefore,
   kLstm,
-  kLstmPeephole
+  kLstmPeephole,
+  kCifg,
+  kSlstm,
+  kIndRnn,
+  kRnnLayerNorm,
+  kGruLayerNorm,
+  kLstmLayerNorm
 };
 
 struct Sizes {
@@ -27,16 +35,33 @@ struct Sizes {
   int64_t inputs;                                   // I, or 0 where the input projection is given
 };
 
+// What a loop does besides running its cell; all zeros where it does nothing. Random numbers are
+// those of random.h.
+struct Control {
+  bool on;                      // whether anything below is asked for
+  Activation gates, states;     // in place of the cell's own
+  double cell_bound;            // the cell state stays within [-cell_bound, cell_bound]
+  double zoneout_h, zoneout_c;  // probability that a state stays what it was
+  bool sampled;                 // by drawn masks; else their mean is taken
+  double recurrent_dropout;     // probability that a hidden state's element does not enter products
+  int64_t truncate;       // no gradient of a state passes from a step t to the one before where
+                          // the border of two runs of so many steps lies between them
+  double gradient_bound;  // of an element of dL/dh_t
+  double gradient_norm;   // of the row of dL/dh_t that belongs to a sequence
+  const int64_t* seed;    // [1]; null where nothing is drawn
+};
+
 // Inputs that forward and backward share. A null pointer is an absent option.
 struct Inputs {
   const void* w_hh;        // [D, G*H, R]
   const void* w_hr;        // [D, R, H]
-  const void* peephole;    // [D, P, H]
+  const void* w_unit;      // [D, P, H]
   const void* h0;          // [D, B, R]
-  const void* c0;          // [D, B, H]
+  const void* c0;          // [D, B, C*H]
   const int64_t* lengths;  // [B]
   const bool* resets;      // [T, B]
   const bool* reverse;     // [D]
+  Control control;
 };
 
 struct Strides {
@@ -56,27 +81,28 @@ struct ForwardParams {
   const void* b_hh;  // [D, G, H]
   void* y;           // [T, B, D, R]
   void* h_n;         // [D, B, R]
-  void* c_n;         // [D, B, H]
+  void* c_n;         // [D, B, C*H]
   void* saved;       // [T, B, D, A, H] or null: inference
   Strides saved_strides;
-  void* cells;  // [T, B, D, H] wide
+  void* cells;  // [T, B, D, C*H] wide
 };
 
 struct BackwardParams {
   Sizes sizes;
   Inputs in;
-  const void* dy;     // [T, B, D, R]
-  const void* dh_n;   // [D, B, R]
-  const void* dc_n;   // [D, B, H]
-  const void* y;      // [T, B, D, R]
-  const void* saved;  // [T, B, D, A, H]
+  const void* dy;      // [T, B, D, R]
+  const void* dh_n;    // [D, B, R]
+  const void* dc_n;    // [D, B, C*H]
+  const void* dcells;  // [T, B, D, C*H] wide
+  const void* y;       // [T, B, D, R]
+  const void* saved;   // [T, B, D, A, H]
   Strides saved_strides;
-  const void* cells;  // [T, B, D, H] wide
+  const void* cells;  // [T, B, D, C*H] wide
   void* dgates_x;     // [T, B, D, G, H]
   void* dgates_h;     // same, null when the cell shares them
   void* dh0;          // [D, B, R]
-  void* dc0;          // [D, B, H]
-  void* dpeephole;    // [B, D, P, H] wide
+  void* dc0;          // [D, B, C*H]
+  void* dw_unit;      // [B, D, U, H] wide
   void* operand;      // [T, B, D, H]: what a step's second product multiplied
   // [T, B, D, R]: the gradient of every hidden state, zero where a row takes no step. Null where
   // nobody asked and no projection's weights need it.

@@ -16,7 +16,7 @@ int clamp(double value, int most) {
 
 }  // namespace
 
-Plan plan_cpu(const Sizes& s, int gates, int vector, int threads) {
+Plan plan_cpu(const Sizes& s, int gates, int vector, int threads, bool whole_rows) {
   const double weights = static_cast<double>(gates) * s.hidden * s.state;
   const double step = 2.0 * weights * s.batch;
   const double total = step * s.steps * s.directions;
@@ -25,6 +25,10 @@ Plan plan_cpu(const Sizes& s, int gates, int vector, int threads) {
   Plan plan{1, 1, 1};
   plan.lanes = clamp(static_cast<double>(s.directions), threads);
   const int left = threads / plan.lanes;
+  if (whole_rows) {
+    plan.row_slices = clamp(static_cast<double>(s.batch), left);
+    return plan;
+  }
   const double bytes = weights * (s.dtype == Dtype::kFloat64 ? 8 : 4);
   const int by_rows = clamp(static_cast<double>(s.batch / kRowsPerSlice), left);
   const int64_t blocks = (s.hidden + vector - 1) / vector;

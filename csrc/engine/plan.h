@@ -18,7 +18,8 @@ struct Plan {
 };
 
 // `threads` is the most workers to use; `gates` is G; `vector` the elements of a vector register.
-Plan plan_cpu(const Sizes& sizes, int gates, int vector, int threads);
+// With `whole_rows` a worker has all units of its rows.
+Plan plan_cpu(const Sizes& sizes, int gates, int vector, int threads, bool whole_rows = false);
 
 // A matrix product is cut into rectangles, one for each thread.
 struct MatrixGrid {

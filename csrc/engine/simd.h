@@ -163,6 +163,30 @@ template <class T>
 BPTT_INLINE Vec<T> where_positive(Vec<T> y, Vec<T> value) {
   return {y.raw > 0 ? value.raw : typename Vec<T>::Raw{}};
 }
+template <class T>
+BPTT_INLINE Vec<T> settled(Vec<T> x) {
+#if defined(__x86_64__)
+  asm("" : "+v"(x.raw));
+#elif defined(__aarch64__)
+  asm("" : "+w"(x.raw));
+#endif
+  return x;
+}
+template <class T>
+BPTT_INLINE Vec<T> where_less(Vec<T> a, Vec<T> b, Vec<T> yes, Vec<T> no) {
+  return {a.raw < b.raw ? yes.raw : no.raw};
+}
+// Of x in [0, 1]: 2 atanh(x / (2 + x)) as a series.
+template <class T>
+BPTT_INLINE Vec<T> log_of_one_plus(Vec<T> x) {
+  using V = Vec<T>;
+  constexpr int kTerms = sizeof(T) == 8 ? 17 : 8;
+  const V s = x / (x + V(T(2))), square = s * s;
+  V sum(T(1) / T(2 * kTerms - 1));
+#pragma GCC unroll 17
+  for (int k = kTerms - 2; k >= 0; --k) sum = V(T(1) / T(2 * k + 1)) + sum * square;
+  return (s + s) * sum;
+}
 // Clamps, but lets a NaN through: comparisons with it are false, and the instructions below return
 // their second operand.
 template <class T>
@@ -279,6 +303,20 @@ BPTT_INLINE Rows<T, N> rectify(Rows<T, N> x) {
 template <class T, int N>
 BPTT_INLINE Rows<T, N> where_positive(Rows<T, N> y, Rows<T, N> value) {
   return Rows<T, N>::each([&](int r) { return where_positive(y.row[r], value.row[r]); });
+}
+
+template <class T, int N>
+BPTT_INLINE Rows<T, N> settled(Rows<T, N> x) {
+  return Rows<T, N>::each([&](int r) { return settled(x.row[r]); });
+}
+template <class T, int N>
+BPTT_INLINE Rows<T, N> where_less(Rows<T, N> a, Rows<T, N> b, Rows<T, N> yes, Rows<T, N> no) {
+  return Rows<T, N>::each(
+      [&](int r) { return where_less(a.row[r], b.row[r], yes.row[r], no.row[r]); });
+}
+template <class T, int N>
+BPTT_INLINE Rows<T, N> log_of_one_plus(Rows<T, N> x) {
+  return Rows<T, N>::each([&](int r) { return log_of_one_plus(x.row[r]); });
 }
 
 // n lanes of N rows that lie `stride` elements apart.

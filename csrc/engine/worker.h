@@ -116,11 +116,14 @@ struct RowCount {
   static constexpr int value = N;
 };
 
-// Calls body(RowCount<N>, row) for every row of the range, two rows at a time where `pairs` allows.
-template <class Body>
+// Calls body(RowCount<N>, row) for every row of the range, two rows at a time where `pairs` allows;
+// code for that is only made with kPairs.
+template <bool kPairs, class Body>
 BPTT_INLINE void for_row_groups(Range range, bool pairs, Body body) {
   int64_t b = range.begin;
-  for (; pairs && b + 2 <= range.end; b += 2) body(RowCount<2>(), b);
+  if constexpr (kPairs) {
+    for (; pairs && b + 2 <= range.end; b += 2) body(RowCount<2>(), b);
+  }
   for (; b < range.end; ++b) body(RowCount<1>(), b);
 }
 
@@ -135,7 +138,7 @@ struct Block {
 
 // Multiplies `range` of the rows by a worker's panels; consume(RowCount, Block) gets one or, with
 // `pairs`, two rows.
-template <class T, class Consume>
+template <bool kPairs, class T, class Consume>
 BPTT_INLINE void multiply(const Packed<T>& weights, const Part& part, Range range, const T* rows,
                           int64_t row_stride, bool pairs, Consume consume) {
   constexpr int lanes = Packed<T>::kLanes;
@@ -148,13 +151,19 @@ BPTT_INLINE void multiply(const Packed<T>& weights, const Part& part, Range rang
             const int64_t left = weights.units - unit;
             const int count = static_cast<int>(left < lanes ? left : lanes);
             const int64_t stride = vectors * lanes;
-            for_row_groups({0, height}, pairs, [&](auto rows, int64_t r) {
+            for_row_groups<kPairs>({0, height}, pairs, [&](auto rows, int64_t r) {
               consume(rows,
                       Block<T>{first_row + r, unit, count, tile + r * stride + v * lanes, stride});
             });
           }
         });
   });
+}
+
+template <class Loop, class Params>
+Plan plan_of(const Params& params, int threads) {
+  const bool whole_rows = Loop::needs_whole_rows(params.in.control);
+  return plan_cpu(params.sizes, Loop::kGates, Loop::V::kLanes, threads, whole_rows);
 }
 
 // Runs Loop::direction for every direction on a team; Loop is constructed once per worker.
@@ -165,7 +174,7 @@ void run_on_team(const Params& params, const ThreadPool& pool, void* scratch) {
     void* scratch;
     int threads;
   } job{&params, scratch, pool.count};
-  const Plan most = plan_cpu(params.sizes, Loop::kGates, Loop::V::kLanes, pool.count);
+  const Plan most = plan_of<Loop>(params, pool.count);
   // The barriers lie at the start of the scratch memory, ready before anyone comes.
   Barrier* barriers = static_cast<Barrier*>(scratch);
   for (int k = 0; k < 2 * pool.count; ++k) new (barriers + k) Barrier;
@@ -174,7 +183,7 @@ void run_on_team(const Params& params, const ThreadPool& pool, void* scratch) {
       [](int worker, int workers, void* context) {
         const Job& job = *static_cast<Job*>(context);
         const Sizes& sizes = job.params->sizes;
-        const Plan plan = plan_cpu(sizes, Loop::kGates, Loop::V::kLanes, workers);
+        const Plan plan = plan_of<Loop>(*job.params, workers);
         if (worker >= plan.workers()) return;
         const Part part = make_part(sizes, plan, static_cast<Barrier*>(job.scratch), worker);
         Loop loop(*job.params, part,
@@ -192,7 +201,7 @@ template <class Loop, class Params>
 int64_t scratch_bytes(const Params& params, int threads) {
   Arena arena(nullptr);
   arena.take<Barrier>(2 * threads);
-  const Plan plan = plan_cpu(params.sizes, Loop::kGates, Loop::V::kLanes, threads);
+  const Plan plan = plan_of<Loop>(params, threads);
   for (int lane = 0; lane < plan.lanes; ++lane) {
     typename Loop::Scratch scratch(arena, params, plan.unit_slices, plan.row_slices);
   }

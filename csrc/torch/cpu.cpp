@@ -3,6 +3,7 @@
 
 #include "../engine/cells_table.h"
 #include "../engine/plan.h"
+#include "control.h"
 #include "cpu_call.h"
 
 namespace bptt {
@@ -20,8 +21,9 @@ struct Problem {
 };
 
 struct Options {
-  MaybeTensor w_hr, peephole, c0, lengths, resets;
+  MaybeTensor w_hr, w_unit, c0, lengths, resets, seed;
   Tensor w_hh, h0;
+  Control control{};
   std::vector<char> reverse;  // one byte a flag: std::vector<bool> has no data()
 };
 
@@ -51,15 +53,16 @@ Sizes sizes_of(const char* op, const CellTraits& cell, const Tensor& lead, const
   const int64_t rows = w_hh.size(1);
   STD_TORCH_CHECK(rows > 0 && rows % cell.gates == 0, op, ": w_hh must have ", cell.gates,
                   "*H rows for cell ", cell.name, ", got shape ", shape_text(shape_of(w_hh)));
-  STD_TORCH_CHECK(w_hh.size(2) > 0, op, ": w_hh must be [D, G*H, R] with R > 0, got ",
-                  shape_text(shape_of(w_hh)));
+  STD_TORCH_CHECK((w_hh.size(2) > 0) == (cell.stages > 0), op, ": w_hh must be ",
+                  cell.stages > 0 ? "[D, G*H, R] with R > 0" : "[D, G*H, 0]", " for cell ",
+                  cell.name, ", got ", shape_text(shape_of(w_hh)));
   return {dtype_of(op, lead.scalar_type()),
           cell.kind,
           lead.size(0),
           lead.size(1),
           w_hh.size(0),
           rows / cell.gates,
-          w_hh.size(2),
+          cell.stages > 0 ? w_hh.size(2) : rows / cell.gates,
           0};
 }
 
@@ -88,28 +91,30 @@ MaybeTensor checked(const Problem& p, const char* name, const MaybeTensor& tenso
 
 // Checks the inputs that both ops take and makes them dense.
 Options checked_options(const Problem& p, const Tensor& w_hh, const MaybeTensor& w_hr,
-                        const MaybeTensor& peephole, const Tensor& h0, const MaybeTensor& c0,
+                        const MaybeTensor& w_unit, const Tensor& h0, const MaybeTensor& c0,
                         const MaybeTensor& lengths, const MaybeTensor& resets,
-                        const std::vector<int64_t>& reverse) {
+                        const std::vector<int64_t>& reverse, const std::vector<double>& control,
+                        const MaybeTensor& seed) {
   const Sizes& s = p.sizes;
   Options o;
-  o.w_hh =
-      checked(p, "w_hh", w_hh, "[D, G*H, R]", {s.directions, p.cell.gates * s.hidden, s.state});
+  o.w_hh = checked(p, "w_hh", w_hh, "[D, G*H, R]",
+                   {s.directions, p.cell.gates * s.hidden, p.cell.stages > 0 ? s.state : 0});
   o.w_hr = checked(p, "w_hr", w_hr, "[D, R, H]", {s.directions, s.state, s.hidden});
-  o.peephole =
-      checked(p, "peephole", peephole, "[D, P*H]", {s.directions, p.cell.peepholes * s.hidden});
+  o.w_unit =
+      checked(p, "w_unit", w_unit, "[D, P*H]", {s.directions, p.cell.unit_weights * s.hidden});
   o.h0 = checked(p, "h0", h0, "[D, B, R]", {s.directions, s.batch, s.state});
-  o.c0 = checked(p, "c0", c0, "[D, B, H]", {s.directions, s.batch, s.hidden});
-  STD_TORCH_CHECK(w_hr.has_value() || s.state == s.hidden, p.op,
+  const int64_t width = p.cell.cell_states() * s.hidden;
+  o.c0 = checked(p, "c0", c0, "[D, B, C*H]", {s.directions, s.batch, width});
+  STD_TORCH_CHECK(w_hr.has_value() || p.cell.stages == 0 || s.state == s.hidden, p.op,
                   ": without w_hr, w_hh must be "
                   "[D, G*H, H], got ",
                   shape_text(shape_of(w_hh)));
-  STD_TORCH_CHECK(!w_hr.has_value() || p.cell.states == 2, p.op,
-                  ": w_hr needs a cell with a cell state, got cell ", p.cell.name);
-  STD_TORCH_CHECK(peephole.has_value() == (p.cell.peepholes > 0), p.op, ": peephole must be ",
-                  p.cell.peepholes > 0 ? "given" : "None", " for cell ", p.cell.name);
-  STD_TORCH_CHECK(c0.has_value() == (p.cell.states == 2), p.op, ": c0 must be ",
-                  p.cell.states == 2 ? "given" : "None", " for cell ", p.cell.name);
+  STD_TORCH_CHECK(!w_hr.has_value() || p.cell.projects(), p.op,
+                  ": w_hr needs a cell that can be projected, got cell ", p.cell.name);
+  STD_TORCH_CHECK(w_unit.has_value() == (p.cell.unit_weights > 0), p.op, ": w_unit must be ",
+                  p.cell.unit_weights > 0 ? "given" : "None", " for cell ", p.cell.name);
+  STD_TORCH_CHECK(c0.has_value() == (p.cell.states > 1), p.op, ": c0 must be ",
+                  p.cell.states > 1 ? "given" : "None", " for cell ", p.cell.name);
   STD_TORCH_CHECK(static_cast<int64_t>(reverse.size()) == s.directions, p.op,
                   ": reverse must have D = ", s.directions, " flags, got ", reverse.size());
   for (int64_t flag : reverse) o.reverse.push_back(flag != 0);
@@ -121,6 +126,11 @@ Options checked_options(const Problem& p, const Tensor& w_hh, const MaybeTensor&
     check_tensor(p.op, "resets", *resets, "[T, B]", {s.steps, s.batch}, ScalarType::Bool);
     o.resets = torch::stable::contiguous(*resets);
   }
+  if (seed.has_value()) {
+    check_tensor(p.op, "seed", *seed, "[1]", {1}, ScalarType::Long);
+    o.seed = *seed;
+  }
+  o.control = control_of(p.op, p.cell, control, data(o.seed));
   return o;
 }
 
@@ -128,12 +138,13 @@ Inputs inputs_of(const Options& o) {
   static_assert(sizeof(bool) == sizeof(char));
   return {data(o.w_hh),
           data(o.w_hr),
-          data(o.peephole),
+          data(o.w_unit),
           data(o.h0),
           data(o.c0),
           static_cast<const int64_t*>(data(o.lengths)),
           static_cast<const bool*>(data(o.resets)),
-          reinterpret_cast<const bool*>(o.reverse.data())};
+          reinterpret_cast<const bool*>(o.reverse.data()),
+          o.control};
 }
 
 // An op's outputs have fixed places; what a cell lacks is an empty tensor.
@@ -173,9 +184,9 @@ Tensor with_dense_features(const Tensor& x) {
 
 ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, MaybeTensor x,
                            MaybeTensor w_ih, MaybeTensor b_ih, Tensor w_hh, MaybeTensor b_hh,
-                           MaybeTensor w_hr, MaybeTensor peephole, Tensor h0, MaybeTensor c0,
+                           MaybeTensor w_hr, MaybeTensor w_unit, Tensor h0, MaybeTensor c0,
                            MaybeTensor lengths, MaybeTensor resets, std::vector<int64_t> reverse,
-                           Text keep_text) {
+                           Text keep_text, std::vector<double> control, MaybeTensor seed) {
   const CellTraits cell = cell_of(kForward, backend, cell_name);
   STD_TORCH_CHECK(gates_x.has_value() != x.has_value() && x.has_value() == w_ih.has_value(),
                   kForward, ": expected either gates_x, or x and w_ih");
@@ -188,7 +199,8 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
                     shape_text(shape_of(*x)));
   }
   const Problem p{kForward, cell, s, lead.scalar_type(), wide_of(lead.scalar_type())};
-  const Options o = checked_options(p, w_hh, w_hr, peephole, h0, c0, lengths, resets, reverse);
+  const Options o =
+      checked_options(p, w_hh, w_hr, w_unit, h0, c0, lengths, resets, reverse, control, seed);
   const int64_t rows = cell.gates * s.hidden;
   const MaybeTensor bias_x = checked(p, "b_ih", b_ih, "[D, G*H]", {s.directions, rows});
   const MaybeTensor bias_h = checked(p, "b_hh", b_hh, "[D, G*H]", {s.directions, rows});
@@ -207,13 +219,14 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
   STD_TORCH_CHECK(keep == "nothing" || keep == "states" || keep == "gates", kForward,
                   ": keep must be \"nothing\", \"states\" or \"gates\", got \"", keep, "\"");
   const bool keep_gates = keep == "gates" && cell.saved > 0;
-  const bool keep_cells = keep != "nothing" && cell.states == 2;
+  const bool keep_cells = keep != "nothing" && cell.states > 1;
+  const int64_t width = cell.cell_states() * s.hidden;
   Tensor y = make(lead, {s.steps, s.batch, s.directions, s.state}, p.dtype);
   Tensor h_n = make(lead, {s.directions, s.batch, s.state}, p.dtype);
-  Tensor c_n = make_if(cell.states == 2, lead, {s.directions, s.batch, s.hidden}, p.dtype);
+  Tensor c_n = make_if(cell.states > 1, lead, {s.directions, s.batch, width}, p.dtype);
   Tensor saved =
       make_if(keep_gates, lead, {s.steps, s.batch, s.directions, cell.saved, s.hidden}, p.dtype);
-  Tensor cells = make_if(keep_cells, lead, {s.steps, s.batch, s.directions, s.hidden}, p.wide);
+  Tensor cells = make_if(keep_cells, lead, {s.steps, s.batch, s.directions, width}, p.wide);
 
   const ForwardParams params{s,
                              inputs_of(o),
@@ -226,7 +239,7 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
                              data(bias_h),
                              y.mutable_data_ptr(),
                              h_n.mutable_data_ptr(),
-                             out(cell.states == 2, c_n),
+                             out(cell.states > 1, c_n),
                              out(keep_gates, saved),
                              keep_gates ? strides_of(saved) : Strides{},
                              out(keep_cells, cells)};
@@ -241,23 +254,28 @@ using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 
 BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, MaybeTensor dh_n,
                              MaybeTensor dc_n, Tensor y, Tensor saved, Tensor cells, Tensor w_hh,
-                             MaybeTensor w_hr, MaybeTensor peephole, Tensor h0, MaybeTensor c0,
+                             MaybeTensor w_hr, MaybeTensor w_unit, Tensor h0, MaybeTensor c0,
                              MaybeTensor lengths, MaybeTensor resets, std::vector<int64_t> reverse,
-                             bool keep_dh) {
+                             bool keep_dh, std::vector<double> control, MaybeTensor seed,
+                             MaybeTensor dcells) {
   const CellTraits cell = cell_of(kBackward, backend, cell_name);
   check_rank(kBackward, "y", y, 4);
   const Sizes s = sizes_of(kBackward, cell, y, w_hh);
   const Problem p{kBackward, cell, s, y.scalar_type(), wide_of(y.scalar_type())};
-  const Options o = checked_options(p, w_hh, w_hr, peephole, h0, c0, lengths, resets, reverse);
+  const Options o =
+      checked_options(p, w_hh, w_hr, w_unit, h0, c0, lengths, resets, reverse, control, seed);
   const std::vector<int64_t> y_shape{s.steps, s.batch, s.directions, s.state};
   const std::vector<int64_t> unit_shape{s.steps, s.batch, s.directions, s.hidden};
   const std::vector<int64_t> gate_shape{s.steps, s.batch, s.directions, cell.gates, s.hidden};
   const std::vector<int64_t> h_shape{s.directions, s.batch, s.state};
-  const std::vector<int64_t> c_shape{s.directions, s.batch, s.hidden};
+  const std::vector<int64_t> c_shape{s.directions, s.batch, cell.cell_states() * s.hidden};
+  const std::vector<int64_t> cells_shape{s.steps, s.batch, s.directions,
+                                         cell.cell_states() * s.hidden};
   const Tensor y_dense = checked(p, "y", y, "[T, B, D, R]", y_shape);
   const MaybeTensor dy_dense = checked(p, "dy", dy, "[T, B, D, R]", y_shape);
   const MaybeTensor dh_n_dense = checked(p, "dh_n", dh_n, "[D, B, R]", h_shape);
-  const MaybeTensor dc_n_dense = checked(p, "dc_n", dc_n, "[D, B, H]", c_shape);
+  const MaybeTensor dc_n_dense = checked(p, "dc_n", dc_n, "[D, B, C*H]", c_shape);
+  MaybeTensor dcells_dense;
   check_given(p.op, "saved", saved);
   check_given(p.op, "cells", cells);
   Tensor saved_dense = saved, cells_dense = cells;
@@ -266,18 +284,22 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
                  {s.steps, s.batch, s.directions, cell.saved, s.hidden}, p.dtype);
     saved_dense = with_dense_planes(saved, s.hidden);
   }
-  if (cell.states == 2) {
-    check_tensor(p.op, "cells", cells, "[T, B, D, H]", unit_shape, p.wide);
+  if (cell.states > 1) {
+    check_tensor(p.op, "cells", cells, "[T, B, D, C*H]", cells_shape, p.wide);
     cells_dense = torch::stable::contiguous(cells);
+    if (dcells.has_value()) {
+      check_tensor(p.op, "dcells", *dcells, "[T, B, D, C*H]", cells_shape, p.wide);
+      dcells_dense = torch::stable::contiguous(*dcells);
+    }
   }
 
   const bool two_products = w_hr.has_value() || cell.stages == 2;
   Tensor dgates_x = make(y_dense, gate_shape, p.dtype);
   Tensor dgates_h = make_if(!cell.shared_gates, y_dense, gate_shape, p.dtype);
   Tensor dh0 = make(y_dense, h_shape, p.dtype);
-  Tensor dc0 = make_if(cell.states == 2, y_dense, c_shape, p.dtype);
-  Tensor dpeephole = make_if(cell.peepholes > 0, y_dense,
-                             {s.batch, s.directions, cell.peepholes * s.hidden}, p.wide);
+  Tensor dc0 = make_if(cell.states > 1, y_dense, c_shape, p.dtype);
+  Tensor dw_unit = make_if(cell.unit_weights > 0, y_dense,
+                           {s.batch, s.directions, cell.unit_weights * s.hidden}, p.wide);
   Tensor operand = make_if(two_products, y_dense, unit_shape, p.dtype);
   const bool with_dh = w_hr.has_value() || keep_dh;
   Tensor dh = make_if(with_dh, y_dense, y_shape, p.dtype);
@@ -287,6 +309,7 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
                               data(dy_dense),
                               data(dh_n_dense),
                               data(dc_n_dense),
+                              data(dcells_dense),
                               data(y_dense),
                               data(saved_dense),
                               cell.saved > 0 ? strides_of(saved_dense) : Strides{},
@@ -294,15 +317,15 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
                               dgates_x.mutable_data_ptr(),
                               out(!cell.shared_gates, dgates_h),
                               dh0.mutable_data_ptr(),
-                              out(cell.states == 2, dc0),
-                              out(cell.peepholes > 0, dpeephole),
+                              out(cell.states > 1, dc0),
+                              out(cell.unit_weights > 0, dw_unit),
                               out(two_products, operand),
                               out(with_dh, dh)};
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
   Tensor scratch = scratch_memory(y_dense, k.backward_scratch(params, pool.count));
   k.backward(params, pool, scratch.mutable_data_ptr());
-  return {dgates_x, dgates_h, dh0, dc0, dpeephole, operand, dh};
+  return {dgates_x, dgates_h, dh0, dc0, dw_unit, operand, dh};
 }
 
 std::string instruction_set() { return kernels().name; }

@@ -5,6 +5,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
 #include "../cuda/launch.h"
+#include "control.h"
 #include "gpu_problem.h"
 
 #if defined(BPTT_SIMULATOR)
@@ -66,7 +67,10 @@ struct Call {
   Tensor lead;  // all others are on its device
   Sizes sizes;
   std::vector<char> reverse;
+  Control control;
   GpuProblem problem;
+
+  int64_t cell_width() const { return cell.cell_states() * sizes.hidden; }  // C*H
 
   const void* given(const char* name, const Tensor& tensor, std::vector<int64_t> shape,
                     ScalarType dtype) const {
@@ -98,25 +102,31 @@ struct Call {
 };
 
 Call call_of(const char* op, const Text& cell_name, const Text& number, const Tensor& lead,
-             const Tensor& w_hh, bool projected, bool backward,
-             const std::vector<int64_t>& reverse) {
+             const Tensor& w_hh, bool projected, bool backward, const std::vector<int64_t>& reverse,
+             const std::vector<double>& control, const MaybeTensor& seed, bool dcells) {
   const CellTraits cell = cell_of(op, cell_name);
   check_given(op, "w_hh", w_hh);
   STD_TORCH_CHECK(w_hh.dim() == 3 && w_hh.size(1) % cell.gates == 0 && lead.dim() >= 2, op,
                   ": w_hh must be [D, G*H, R], got ", shape_text(shape_of(w_hh)));
-  const Sizes s{Dtype::kFloat32, cell.kind,
-                lead.size(0),    lead.size(1),
-                w_hh.size(0),    w_hh.size(1) / cell.gates,
-                w_hh.size(2),    0};
+  const Sizes s{Dtype::kFloat32,
+                cell.kind,
+                lead.size(0),
+                lead.size(1),
+                w_hh.size(0),
+                w_hh.size(1) / cell.gates,
+                cell.stages == 0 ? w_hh.size(1) / cell.gates : w_hh.size(2),
+                0};
   STD_TORCH_CHECK(static_cast<int64_t>(reverse.size()) == s.directions, op,
                   ": reverse must have D = ", s.directions, " flags, got ", reverse.size());
   STD_TORCH_CHECK(projected || s.state == s.hidden, op, ": w_hh must be [D, G*H, H], got ",
                   shape_text(shape_of(w_hh)));
-  Call call{op, cell, number_of(op, number), w_hh, s, {}, {}};
+  Call call{op, cell, number_of(op, number), w_hh, s, {}, {}, {}};
+  const void* drawn = call.option("seed", seed, {1}, ScalarType::Long);
+  call.control = control_of(op, cell, control, drawn);
   for (const int64_t flag : reverse) call.reverse.push_back(flag != 0);
   call.problem =
       problem_of(op, cell_name, number, {s.steps, s.batch, s.directions, s.hidden, s.state},
-                 projected, backward);
+                 projected, backward, call.control.on || dcells, call.control.gradient_norm > 0);
   static_assert(sizeof(bool) == sizeof(char));
   constexpr int64_t kMost = 65535;  // of a grid along z
   STD_TORCH_CHECK(s.directions <= kMost, op, ": at most ", kMost, " directions, got ",
@@ -129,24 +139,26 @@ Call call_of(const char* op, const Text& cell_name, const Text& number, const Te
 }
 
 Inputs inputs_of(const Call& c, const Tensor& w_hh, const MaybeTensor& w_hr,
-                 const MaybeTensor& peephole, const Tensor& h0, const MaybeTensor& c0,
+                 const MaybeTensor& w_unit, const Tensor& h0, const MaybeTensor& c0,
                  const MaybeTensor& lengths, const MaybeTensor& resets) {
   const Sizes& s = c.sizes;
-  STD_TORCH_CHECK(peephole.has_value() == (c.cell.peepholes > 0), c.op, ": peephole must be ",
-                  c.cell.peepholes > 0 ? "given" : "None", " for cell ", c.cell.name);
-  STD_TORCH_CHECK(c0.has_value() == (c.cell.states == 2), c.op, ": c0 must be ",
-                  c.cell.states == 2 ? "given" : "None", " for cell ", c.cell.name);
-  STD_TORCH_CHECK(!w_hr.has_value() || c.cell.states == 2, c.op,
-                  ": w_hr needs a cell with a cell state, got cell ", c.cell.name);
+  STD_TORCH_CHECK(w_unit.has_value() == (c.cell.unit_weights > 0), c.op, ": w_unit must be ",
+                  c.cell.unit_weights > 0 ? "given" : "None", " for cell ", c.cell.name);
+  STD_TORCH_CHECK(c0.has_value() == (c.cell.states > 1), c.op, ": c0 must be ",
+                  c.cell.states > 1 ? "given" : "None", " for cell ", c.cell.name);
+  STD_TORCH_CHECK(!w_hr.has_value() || c.cell.projects(), c.op,
+                  ": w_hr needs a cell that can be projected, got cell ", c.cell.name);
+  const int64_t depth = c.cell.stages == 0 ? 0 : s.state;
   return {
-      c.given("w_hh", w_hh, {s.directions, c.cell.gates * s.hidden, s.state}),
+      c.given("w_hh", w_hh, {s.directions, c.cell.gates * s.hidden, depth}),
       c.option("w_hr", w_hr, {s.directions, s.state, s.hidden}),
-      c.option("peephole", peephole, {s.directions, c.cell.peepholes * s.hidden}),
+      c.option("w_unit", w_unit, {s.directions, c.cell.unit_weights * s.hidden}),
       c.given("h0", h0, {s.directions, s.batch, s.state}),
-      c.option("c0", c0, {s.directions, s.batch, s.hidden}),
+      c.option("c0", c0, {s.directions, s.batch, c.cell_width()}),
       static_cast<const int64_t*>(c.option("lengths", lengths, {s.batch}, ScalarType::Long)),
       static_cast<const bool*>(c.option("resets", resets, {s.steps, s.batch}, ScalarType::Bool)),
-      reinterpret_cast<const bool*>(c.reverse.data())};
+      reinterpret_cast<const bool*>(c.reverse.data()),
+      c.control};
 }
 
 void* stream_of(const char* op, int64_t device) {
@@ -187,17 +199,20 @@ GpuCall launch_of(const Call& c, const std::vector<int64_t>& numbers, Tensor* sc
 }
 
 void forward(Text cell, Text number, std::vector<int64_t> plan, Tensor gates_x, MaybeTensor b_ih,
-             Tensor w_hh, MaybeTensor b_hh, MaybeTensor w_hr, MaybeTensor peephole, Tensor h0,
+             Tensor w_hh, MaybeTensor b_hh, MaybeTensor w_hr, MaybeTensor w_unit, Tensor h0,
              MaybeTensor c0, MaybeTensor lengths, MaybeTensor resets, std::vector<int64_t> reverse,
-             Tensor y, Tensor h_n, MaybeTensor c_n, MaybeTensor saved, MaybeTensor cells) {
+             std::vector<double> control, MaybeTensor seed, Tensor y, Tensor h_n, MaybeTensor c_n,
+             MaybeTensor saved, MaybeTensor cells) {
   check_rank(kForward, "gates_x", gates_x, 5);
-  const Call c = call_of(kForward, cell, number, gates_x, w_hh, w_hr.has_value(), false, reverse);
+  const Call c = call_of(kForward, cell, number, gates_x, w_hh, w_hr.has_value(), false, reverse,
+                         control, seed, false);
   const Sizes& s = c.sizes;
   const int64_t T = s.steps, B = s.batch, D = s.directions, H = s.hidden, R = s.state;
-  const bool has_c = c.cell.states == 2;
+  const int64_t width = c.cell_width();
+  const bool has_c = c.cell.states > 1;
   const ForwardParams params{
       s,
-      inputs_of(c, w_hh, w_hr, peephole, h0, c0, lengths, resets),
+      inputs_of(c, w_hh, w_hr, w_unit, h0, c0, lengths, resets),
       c.given("gates_x", gates_x, {T, B, D, c.cell.gates, H}),
       {},
       nullptr,
@@ -207,10 +222,10 @@ void forward(Text cell, Text number, std::vector<int64_t> plan, Tensor gates_x, 
       c.option("b_hh", b_hh, {D, c.cell.gates * H}),
       c.made(true, "y", y, {T, B, D, R}),
       c.made(true, "h_n", h_n, {D, B, R}),
-      c.made(has_c, "c_n", c_n, {D, B, H}),
+      c.made(has_c, "c_n", c_n, {D, B, width}),
       c.made(saved.has_value(), "saved", saved, {T, B, D, c.cell.saved, H}),
       {},
-      c.made(has_c && cells.has_value(), "cells", cells, {T, B, D, H}, ScalarType::Float)};
+      c.made(has_c && cells.has_value(), "cells", cells, {T, B, D, width}, ScalarType::Float)};
   const OnDevice guard(device_index(w_hh));
   Tensor scratch;
   const GpuCall call = launch_of(c, plan, &scratch);
@@ -218,33 +233,37 @@ void forward(Text cell, Text number, std::vector<int64_t> plan, Tensor gates_x, 
 }
 
 void backward(Text cell, Text number, std::vector<int64_t> plan, MaybeTensor dy, MaybeTensor dh_n,
-              MaybeTensor dc_n, Tensor y, MaybeTensor saved, MaybeTensor cells, Tensor w_hh,
-              MaybeTensor w_hr, MaybeTensor peephole, Tensor h0, MaybeTensor c0,
+              MaybeTensor dc_n, MaybeTensor dcells, Tensor y, MaybeTensor saved, MaybeTensor cells,
+              Tensor w_hh, MaybeTensor w_hr, MaybeTensor w_unit, Tensor h0, MaybeTensor c0,
               MaybeTensor lengths, MaybeTensor resets, std::vector<int64_t> reverse,
-              Tensor dgates_x, MaybeTensor dgates_h, Tensor dh0, MaybeTensor dc0,
-              MaybeTensor dpeephole, MaybeTensor operand, MaybeTensor dh) {
+              std::vector<double> control, MaybeTensor seed, Tensor dgates_x, MaybeTensor dgates_h,
+              Tensor dh0, MaybeTensor dc0, MaybeTensor dw_unit, MaybeTensor operand,
+              MaybeTensor dh) {
   check_rank(kBackward, "y", y, 4);
-  const Call c = call_of(kBackward, cell, number, y, w_hh, w_hr.has_value(), true, reverse);
+  const Call c = call_of(kBackward, cell, number, y, w_hh, w_hr.has_value(), true, reverse, control,
+                         seed, dcells.has_value());
   const Sizes& s = c.sizes;
   const int64_t T = s.steps, B = s.batch, D = s.directions, H = s.hidden, R = s.state;
-  const bool has_c = c.cell.states == 2;
+  const int64_t width = c.cell_width();
+  const bool has_c = c.cell.states > 1;
   const bool two_products = c.cell.stages == 2 || w_hr.has_value();
   const std::vector<int64_t> history{T, B, D, R}, gates{T, B, D, c.cell.gates, H};
   const BackwardParams params{s,
-                              inputs_of(c, w_hh, w_hr, peephole, h0, c0, lengths, resets),
+                              inputs_of(c, w_hh, w_hr, w_unit, h0, c0, lengths, resets),
                               c.option("dy", dy, history),
                               c.option("dh_n", dh_n, {D, B, R}),
-                              c.option("dc_n", dc_n, {D, B, H}),
+                              c.option("dc_n", dc_n, {D, B, width}),
+                              c.option("dcells", dcells, {T, B, D, width}, ScalarType::Float),
                               c.given("y", y, history),
                               c.made(c.cell.saved > 0, "saved", saved, {T, B, D, c.cell.saved, H}),
                               {},
-                              c.made(has_c, "cells", cells, {T, B, D, H}, ScalarType::Float),
+                              c.made(has_c, "cells", cells, {T, B, D, width}, ScalarType::Float),
                               c.made(true, "dgates_x", dgates_x, gates),
                               c.made(!c.cell.shared_gates, "dgates_h", dgates_h, gates),
                               c.made(true, "dh0", dh0, {D, B, R}),
-                              c.made(has_c, "dc0", dc0, {D, B, H}),
-                              c.made(c.cell.peepholes > 0, "dpeephole", dpeephole,
-                                     {B, D, c.cell.peepholes * H}, ScalarType::Float),
+                              c.made(has_c, "dc0", dc0, {D, B, width}),
+                              c.made(c.cell.unit_weights > 0, "dw_unit", dw_unit,
+                                     {B, D, c.cell.unit_weights * H}, ScalarType::Float),
                               c.made(two_products, "operand", operand, {T, B, D, H}),
                               c.made(w_hr.has_value() || dh.has_value(), "dh", dh, history)};
   const OnDevice guard(device_index(w_hh));

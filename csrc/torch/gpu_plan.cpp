@@ -10,8 +10,10 @@ constexpr const char* kPlan = "bptt::gpu_plan";
 // memory, exchanges per step, modelled nanoseconds of a step and of the sequence. `tier` is "" for
 // the best.
 std::vector<int64_t> plan(Text cell, Text number, std::vector<int64_t> sizes, bool projected,
-                          bool backward, std::vector<int64_t> limits, Text tier) {
-  const GpuProblem problem = problem_of(kPlan, cell, number, sizes, projected, backward);
+                          bool backward, std::vector<int64_t> limits, Text tier, bool controlled,
+                          bool norms) {
+  const GpuProblem problem =
+      problem_of(kPlan, cell, number, sizes, projected, backward, controlled, norms);
   STD_TORCH_CHECK(limits.size() == 4, kPlan,
                   ": device must be [capability, processors, shared bytes, MHz], got ",
                   shape_text(limits));

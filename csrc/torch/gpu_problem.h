@@ -40,7 +40,8 @@ inline CellTraits cell_of(const char* op, const Text& name) {
 }
 
 inline GpuProblem problem_of(const char* op, const Text& cell, const Text& number,
-                             const std::vector<int64_t>& sizes, bool projected, bool backward) {
+                             const std::vector<int64_t>& sizes, bool projected, bool backward,
+                             bool controlled, bool norms) {
   STD_TORCH_CHECK(sizes.size() == 5, op, ": sizes must be [T, B, D, H, R], got ",
                   shape_text(sizes));
   for (const int64_t size : sizes) {
@@ -54,7 +55,9 @@ inline GpuProblem problem_of(const char* op, const Text& cell, const Text& numbe
           sizes[3],
           sizes[4],
           projected,
-          backward};
+          backward,
+          controlled,
+          backward && norms};
 }
 
 }  // namespace bptt

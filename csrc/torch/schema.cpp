@@ -5,17 +5,21 @@
 STABLE_TORCH_LIBRARY(bptt, m) {
   // The input comes projected, as gates_x [T, B, D, G, H], or as x [T, B, I] with w_ih [D, G*H, I].
   // keep: what the backward pass will want, "nothing", "states" (cells) or "gates" (saved as well).
+  // control: what the loop does besides, python/bptt/control.py; with a seed [1] where it draws.
   m.def(
       "recurrence_forward(str backend, str cell, Tensor? gates_x, Tensor? x, Tensor? w_ih, "
-      "Tensor? b_ih, Tensor w_hh, Tensor? b_hh, Tensor? w_hr, Tensor? peephole, Tensor h0, "
-      "Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, str keep) "
+      "Tensor? b_ih, Tensor w_hh, Tensor? b_hh, Tensor? w_hr, Tensor? w_unit, Tensor h0, "
+      "Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, str keep, float[] control=[], "
+      "Tensor? seed=None) "
       "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells)");
+  // dcells: gradients of all cell states, [T, B, D, C*H] wide.
   // dh, the gradient of every hidden state: if keep_dh asks, or a projection's weights need it.
   m.def(
       "recurrence_backward(str backend, str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, "
-      "Tensor y, Tensor saved, Tensor cells, Tensor w_hh, Tensor? w_hr, Tensor? peephole, "
-      "Tensor h0, Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, bool keep_dh=False) "
-      "-> (Tensor dgates_x, Tensor dgates_h, Tensor dh0, Tensor dc0, Tensor dpeephole, "
+      "Tensor y, Tensor saved, Tensor cells, Tensor w_hh, Tensor? w_hr, Tensor? w_unit, "
+      "Tensor h0, Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, bool keep_dh=False, "
+      "float[] control=[], Tensor? seed=None, Tensor? dcells=None) "
+      "-> (Tensor dgates_x, Tensor dgates_h, Tensor dh0, Tensor dc0, Tensor dw_unit, "
       "Tensor operand, Tensor dh)");
   // start [M, N] + a [M, K] @ b [K, N], float32 or float64: gradients that are one product over all
   // steps. The result is dense, and the same to the bit for any number of threads.
@@ -34,16 +38,17 @@ STABLE_TORCH_LIBRARY(bptt, m) {
   m.def("gpu_exchange(str tier, int rounds, Tensor(a!) out) -> ()");
   m.def(
       "gpu_plan(str cell, str number, int[] sizes, bool projected, bool backward, int[] device, "
-      "str tier) -> int[]");
+      "str tier, bool controlled=False, bool norms=False) -> int[]");
   m.def(
       "gpu_forward(str cell, str number, int[] plan, Tensor gates_x, Tensor? b_ih, Tensor w_hh, "
-      "Tensor? b_hh, Tensor? w_hr, Tensor? peephole, Tensor h0, Tensor? c0, Tensor? lengths, "
-      "Tensor? resets, int[] reverse, Tensor(a!) y, Tensor(b!) h_n, Tensor(c!)? c_n, "
-      "Tensor(d!)? saved, Tensor(e!)? cells) -> ()");
+      "Tensor? b_hh, Tensor? w_hr, Tensor? w_unit, Tensor h0, Tensor? c0, Tensor? lengths, "
+      "Tensor? resets, int[] reverse, float[] control, Tensor? seed, "
+      "Tensor(a!) y, Tensor(b!) h_n, Tensor(c!)? c_n, Tensor(d!)? saved, Tensor(e!)? cells) -> ()");
   m.def(
       "gpu_backward(str cell, str number, int[] plan, Tensor? dy, Tensor? dh_n, Tensor? dc_n, "
-      "Tensor y, Tensor? saved, Tensor? cells, Tensor w_hh, Tensor? w_hr, Tensor? peephole, "
-      "Tensor h0, Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, "
-      "Tensor(a!) dgates_x, Tensor(b!)? dgates_h, Tensor(c!) dh0, Tensor(d!)? dc0, "
-      "Tensor(e!)? dpeephole, Tensor(f!)? operand, Tensor(g!)? dh) -> ()");
+      "Tensor? dcells, Tensor y, Tensor? saved, Tensor? cells, Tensor w_hh, Tensor? w_hr, Tensor? "
+      "w_unit, "
+      "Tensor h0, Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, float[] control, "
+      "Tensor? seed, Tensor(a!) dgates_x, Tensor(b!)? dgates_h, Tensor(c!) dh0, Tensor(d!)? dc0, "
+      "Tensor(e!)? dw_unit, Tensor(f!)? operand, Tensor(g!)? dh) -> ()");
 }

@@ -9,23 +9,28 @@ Drop-in `RNN`, `GRU` and `LSTM` (and their cells) with torch.nn's parameters and
 
 from . import functional
 from ._version import __version__
+from .compiled_cell import compile_cell
 from .convert import convert, to_torch
 from .diagnostics import explain
 from .dispatch import backend, backends
 from .grad_norms import GradientNorms
-from .nn import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .nn import CIFG, GRU, LSTM, RNN, SLSTM, GRUCell, IndRNN, LSTMCell, RNNCell
 
 __all__ = [
+    "CIFG",
     "GRU",
     "LSTM",
     "RNN",
+    "SLSTM",
     "GRUCell",
     "GradientNorms",
+    "IndRNN",
     "LSTMCell",
     "RNNCell",
     "__version__",
     "backend",
     "backends",
+    "compile_cell",
     "convert",
     "explain",
     "functional",

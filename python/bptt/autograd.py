@@ -28,6 +28,10 @@ from .gradients import (
     reference_gradients,
 )
 
+# Where LoopGradients has the tensors of LoopInputs, after the gradients of four outputs.
+_DOUTS = 4
+_LOOP = slice(_DOUTS, _DOUTS + len(LoopInputs._fields))
+
 
 class Loop(torch.autograd.Function):
     """The recurrence. Inputs: a Config and the tensors of LoopInputs."""
@@ -41,14 +45,14 @@ class Loop(torch.autograd.Function):
         ctx.config, *tensors = inputs
         ctx.set_materialize_grads(False)
         y, _, _, saved, cells = output
-        ctx.mark_non_differentiable(saved, cells)
+        ctx.mark_non_differentiable(saved, *([] if ctx.config.keep_cells else [cells]))
         ctx.save_for_backward(*tensors, y, saved, cells)
 
     @staticmethod
-    def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, *_: Any) -> tuple[Any, ...]:
+    def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _: Any, dcells: Any) -> tuple[Any, ...]:
         *tensors, y, saved, cells = ctx.saved_tensors
         has_cell_state = CELLS[ctx.config.cell].has_cell_state
-        douts = (dy, dh_n, dc_n if has_cell_state else None)
+        douts = (dy, dh_n, *((dc_n, dcells) if has_cell_state else (None, None)))
         if all(d is None for d in douts):
             return (None,) * (1 + len(tensors))
         if ctx.config.norms is not None:
@@ -61,7 +65,7 @@ class Loop(torch.autograd.Function):
         # What the forward pass kept counts as constant: as a function of the inputs it is part of
         # what the gradient Function computes.
         grads = LoopGradients.apply(
-            ctx.config, 1, needed, *douts, *tensors, y.detach(), saved, cells
+            ctx.config, 1, needed, *douts, *tensors, y.detach(), saved, cells.detach()
         )
         named = {
             name: grad.squeeze(0) if name in WEIGHTS else grad
@@ -103,23 +107,24 @@ class Probe(torch.autograd.Function):
 class LoopGradients(torch.autograd.Function):
     """The gradients of a recurrence.
 
-    Inputs: config, groups and needed as in `loop_gradients`, then dy, dh_n, dc_n, the tensors of
-    LoopInputs, and y, saved and cells, which count as constants. Outputs: the gradients in the
-    order of `needed`.
+    Inputs: config, groups and needed as in `loop_gradients`, then dy, dh_n, dc_n, dcells, the
+    tensors of LoopInputs, and y, saved and cells, which count as constants. Outputs: the gradients
+    in the order of `needed`.
     """
 
     @staticmethod
     def forward(
         config: Config, groups: int, needed: Sequence[str], *tensors: Tensor | None
     ) -> tuple[Tensor, ...]:
-        loop = LoopInputs(*tensors[3:15])
-        grads = loop_gradients(config, groups, needed, tensors[:3], loop, tensors[15:])  # type: ignore[arg-type]
+        loop = LoopInputs(*tensors[_LOOP])
+        kept = tensors[_LOOP.stop :]
+        grads = loop_gradients(config, groups, needed, tensors[:_DOUTS], loop, kept)  # type: ignore[arg-type]
         return tuple(grads[name] for name in needed)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.static, tensors = inputs[:3], inputs[3:18]
-        ctx.save_for_backward(*tensors)
+        ctx.static = inputs[:3]
+        ctx.save_for_backward(*inputs[3 : 3 + _LOOP.stop])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple[Any, ...]:
@@ -131,7 +136,8 @@ class LoopGradients(torch.autograd.Function):
             full = list(tensors)
             for place, value in zip(places, values, strict=True):
                 full[place] = value
-            return reference_gradients(config, groups, needed, full[:3], LoopInputs(*full[3:]))
+            douts, loop = full[:_DOUTS], LoopInputs(*full[_LOOP])
+            return reference_gradients(config, groups, needed, douts, loop)
 
         pull = torch.func.vjp(gradients, *(tensors[k] for k in places))[1]
         answer: list[Any] = [None] * len(tensors)
@@ -149,20 +155,20 @@ class LoopGradients(torch.autograd.Function):
         *tensors: Any,
     ) -> Any:
         dims = in_dims[3:]
-        fold = _Fold(info.batch_size, dims[3:15], tensors[3:15])
+        fold = _Fold(info.batch_size, dims[_LOOP], tensors[_LOOP])
         if fold.kind == "slices":
             return fold.by_slices(
                 lambda slices: LoopGradients.apply(config, groups, needed, *slices), dims, tensors
             )
-        dout_axes = (fold.step_axis, *fold.state_axes)
+        dout_axes = (fold.step_axis, *fold.state_axes, fold.step_axis)
         kept_axes = (fold.step_axis, *fold.kept_axes)
         grads = LoopGradients.apply(
             fold.config(config),
             groups * info.batch_size if fold.kind == "batch" else groups,
             needed,
-            *fold.each(tensors[:3], dims[:3], dout_axes),
+            *fold.each(tensors[:_DOUTS], dims[:_DOUTS], dout_axes),
             *fold.loop(),
-            *fold.each(tensors[15:], dims[15:], kept_axes),
+            *fold.each(tensors[_LOOP.stop :], dims[_LOOP.stop :], kept_axes),
         )
         # A weight gradient leads with the group, then the direction.
         weight_axis = 0 if fold.kind == "batch" else 1
@@ -174,15 +180,18 @@ class _Fold:
     """How a vmapped axis of size N becomes part of an axis the op already has.
 
     Batched data with shared weights fold into the batch; batched weights fold into the directions,
-    each model being a recurrence of its own. Lengths or resets per model fit neither: then the
-    models are run one by one.
+    each model being a recurrence of its own. Lengths or resets per model fit neither, and neither
+    do random masks, which are functions of the place in a batch: then the models are run one by
+    one.
     """
 
     def __init__(self, size: int, dims: Sequence[Any], tensors: Sequence[Any]) -> None:
         self.size, self.dims, self.tensors = size, dims, tensors
         loop = LoopInputs(*dims)
         batched = {n for n in LoopInputs._fields if getattr(loop, n) is not None}
-        if not batched.intersection(WEIGHTS):
+        if LoopInputs(*tensors).seed is not None:
+            self.kind = "slices"
+        elif not batched.intersection(WEIGHTS):
             self.kind = "batch"
         elif batched.intersection(("lengths", "resets", "x", "w_ih")):
             self.kind = "slices"

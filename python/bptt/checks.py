@@ -19,6 +19,10 @@ from typing import Any, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
+from .cells import CELLS
+from .control import PLAIN, Control
+from .options import PLAIN_OPTIONS, Options
+
 MERGE_MODES = ("concat", "sum", "mul", "ave", None)
 _INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 
@@ -43,7 +47,7 @@ class Call(NamedTuple):
     """What a call of a layer is about besides its tensors.
 
     Attributes:
-        kind: "RNN", "GRU" or "LSTM", for messages.
+        kind: the layer's name, such as "LSTM", for messages.
         cell: a name in `bptt.cells.CELLS`.
         gates: number of gates G of that cell.
         num_layers: number of layers L.
@@ -56,6 +60,12 @@ class Call(NamedTuple):
         batch_first: whether input, output and resets start with the batch.
         recompute: whether the backward pass rebuilds the gates instead of keeping them; "auto" for
             where they are large.
+        options: what else was asked for.
+        control: what the loop does of that.
+        weight_drop: probability of dropping an element of weight_hh; 0 outside of training.
+        keep_cells: whether all cell states are an output.
+        varied: whether the cell or an option takes the call off the plain path. It is known where
+            a layer is made: of floats, which torch.compile may take for symbols, nothing is asked.
     """
 
     kind: str
@@ -70,18 +80,53 @@ class Call(NamedTuple):
     dropout: float
     batch_first: bool
     recompute: bool | str = False
+    options: Options = PLAIN_OPTIONS
+    control: Control = PLAIN
+    weight_drop: float = 0.0
+    keep_cells: bool = False
+    varied: bool = False
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The states of the cell, the hidden one first."""
+        return CELLS[self.cell].states
 
     @property
     def tensors(self) -> int:
         """How many weights a layer has in one direction."""
-        return 2 + 2 * bool(self.bias) + (self.proj_size > 0) + bool(self.peephole)
+        count = 2 + 2 * bool(self.bias) + (self.proj_size > 0) + bool(self.peephole)
+        return count + len(self._gains()) if self.options.layer_norm else count
 
     def names(self) -> list[str]:
         """The weights of one layer and direction, in order, by their name in the layers."""
         names = ["weight_ih", "weight_hh"]
         names += ["bias_ih", "bias_hh"] if self.bias else []
         names += ["weight_hr"] if self.proj_size > 0 else []
-        return names + (["weight_peephole"] if self.peephole else [])
+        names += ["weight_peephole"] if self.peephole else []
+        return names + (self._gains() if self.options.layer_norm else [])
+
+    def _gains(self) -> list[str]:
+        """The weights of a layer normalisation."""
+        names = ["gain_hh"] if self.gates == 1 else ["gain_ih", "gain_hh"]
+        if len(self.states) > 1:
+            names += ["gain_c", "bias_c"] if self.bias else ["gain_c"]
+        return names
+
+    def shapes(self, hidden: int, width: int) -> tuple[tuple[int, ...], ...]:
+        """The shapes of the weights that `names` lists, for H and the input's features I."""
+        rows, state = self.gates * hidden, self.proj_size or hidden
+        own = CELLS[self.cell].stages == 0  # a unit sees no other
+        shapes: list[tuple[int, ...]] = [(rows, width)]
+        shapes.append((rows,) if own else (rows, state // self.options.num_heads))
+        if self.bias:
+            shapes += [(rows,), (rows,)]
+        if self.proj_size:
+            shapes.append((state, hidden))
+        if self.peephole:
+            shapes.append((3 * hidden,))
+        if self.options.layer_norm:
+            shapes += [(rows,) if "hh" in n or "ih" in n else (hidden,) for n in self._gains()]
+        return tuple(shapes)
 
 
 # --- options ------------------------------------------------------------------------------------
@@ -206,14 +251,13 @@ def check_weights(call: Call, weights: Sequence[Any], input_size: int) -> tuple[
             f"{call.kind}: proj_size must be smaller than hidden_size = {hidden}, "
             f"got {call.proj_size}"
         )
+    if hidden % call.options.num_heads:
+        raise ValueError(
+            f"{call.kind}: num_heads must divide hidden_size = {hidden}, "
+            f"got {call.options.num_heads}"
+        )
     state = call.proj_size or hidden
-    tail: tuple[tuple[int, ...], ...] = ((rows, state),)
-    if call.bias:
-        tail += ((rows,), (rows,))
-    if call.proj_size:
-        tail += ((state, hidden),)
-    if call.peephole:
-        tail += ((3 * hidden,),)
+    _, *tail = call.shapes(hidden, input_size)
     position, width = 0, input_size
     for _ in range(call.num_layers):
         shapes = ((rows, width), *tail)
@@ -246,21 +290,19 @@ def _reject_weight(
     raise (RuntimeError if isinstance(weight, Tensor) else TypeError)(message)
 
 
-def check_state_type(kind: str, hx: Any, has_cell_state: bool) -> None:
-    """Check that a state is a tensor, or for an LSTM a pair of them."""
-    if not has_cell_state:
+def check_state_type(kind: str, hx: Any, states: Sequence[str]) -> None:
+    """Check that a state is a tensor, or for an LSTM and its kin a tuple of them."""
+    if len(states) == 1:
         if not isinstance(hx, Tensor):
             raise ArgumentTypeError(f"{kind}: hx must be a tensor, got {describe(hx)}")
         return
+    names = ", ".join(f"{name}_0" for name in states)
+    wanted = f"a {'pair' if len(states) == 2 else 'tuple'} of tensors ({names})"
     if not isinstance(hx, (tuple, list)):
-        raise ArgumentTypeError(
-            f"{kind}: hx must be a pair of tensors (h_0, c_0), got {describe(hx)}"
-        )
-    if len(hx) != 2 or not all(isinstance(s, Tensor) for s in hx):
+        raise ArgumentTypeError(f"{kind}: hx must be {wanted}, got {describe(hx)}")
+    if len(hx) != len(states) or not all(isinstance(s, Tensor) for s in hx):
         came = ", ".join(describe(s) for s in hx)
-        raise ArgumentTypeError(
-            f"{kind}: hx must be a pair of tensors (h_0, c_0), got {len(hx)}: ({came})"
-        )
+        raise ArgumentTypeError(f"{kind}: hx must be {wanted}, got {len(hx)}: ({came})")
 
 
 def check_state_rank(kind: str, states: Sequence[Tensor], batched: bool) -> None:

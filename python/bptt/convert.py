@@ -17,6 +17,7 @@ from torch import jit, nn
 from torch.nn.utils import parametrize
 
 from .nn import cells, layers
+from .options import PLAIN_OPTIONS
 
 M = TypeVar("M", bound=nn.Module)
 Class = type[nn.Module]
@@ -34,7 +35,12 @@ _TORCH_TO_BPTT: dict[Class, Class] = {
 _BPTT_TO_TORCH = {ours: theirs for theirs, ours in _TORCH_TO_BPTT.items()}
 _NAMES = {cls.__name__ for cls in _TORCH_TO_BPTT}
 # Options of ours that torch.nn lacks, and their defaults.
-_EXTRAS = {"merge_mode": "concat", "peephole": False, "reset_after": True}
+_EXTRAS = {
+    "merge_mode": "concat",
+    "peephole": False,
+    "reset_after": True,
+    "learn_initial_state": False,
+}
 _OURS = (layers.RecurrentLayer, cells.RecurrentCell)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
@@ -115,8 +121,8 @@ def to_torch(model: M, *, report: bool = False) -> M | tuple[M, Conversion]:
     """Make every recurrent layer and cell of bptt in a model torch.nn's, in place.
 
     The way back from `convert`, for TorchScript, quantization or machines without bptt. Left are
-    layers with an option that torch.nn does not have (merge_mode, peephole, reset_after=False, the
-    sigmoid nonlinearity) and subclasses.
+    layers with an option that torch.nn does not have (merge_mode, peephole, reset_after=False,
+    other nonlinearities, those of `bptt.options.Options`), layers it does not have, and subclasses.
 
     Args, Returns, Raises: as in `convert`.
     """
@@ -189,8 +195,11 @@ def _why_not_torch(module: nn.Module) -> str | None:
         for name, default in _EXTRAS.items()
         if getattr(module, name, default) != default
     ]
-    if getattr(module, "nonlinearity", "tanh") == "sigmoid":
-        extras.append("nonlinearity='sigmoid'")
+    options = getattr(module, "options", PLAIN_OPTIONS).asked()
+    extras += [f"{name}={value!r}" for name, value in options.items()]
+    nonlinearity = getattr(module, "nonlinearity", "tanh")
+    if nonlinearity not in ("tanh", "relu"):
+        extras.append(f"nonlinearity={nonlinearity!r}")
     if extras:
         return f"torch.nn has no {', '.join(extras)}"
     return _replaced_forward(module)
@@ -228,7 +237,7 @@ def _give_class(module: nn.Module, target: Class) -> None:
         body = {k: v for k, v in vars(made).items() if k not in ("__dict__", "__weakref__")}
         target = type(f"Parametrized{target.__name__}", (target,), body)
     module.__class__ = target
-    for name in (*_EXTRAS, "recompute"):
+    for name in (*_EXTRAS, "options", "recompute"):
         # Our classes hold the defaults; recompute changes no number, so torch.nn can do without.
         vars(module).pop(name, None)
     if isinstance(module, nn.RNNBase):
@@ -239,5 +248,5 @@ def _give_class(module: nn.Module, target: Class) -> None:
 
 
 def _full_name(cls: Class) -> str:
-    package = "bptt" if issubclass(cls, _OURS) and cls in _BPTT_TO_TORCH else cls.__module__
+    package = "bptt" if cls.__module__ in (layers.__name__, cells.__name__) else cls.__module__
     return f"{'torch.nn' if cls in _TORCH_TO_BPTT else package}.{cls.__name__}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from . import dispatch, gpu, measured, overlap, stack, vendor
 from .cells import CELLS
+from .control import PLAIN, Control
 from .gradients import LoopInputs
 from .op_checks import Sizes
 from .ops import transforms_at_work
@@ -84,8 +85,15 @@ def explain(layer: nn.Module, input: Tensor | PackedSequence) -> Explanation:
     dtype = stack.autocast_dtype(x.device.type) or x.dtype
     reverse = (False, True)[: 2 if layer.bidirectional else 1]
     nothing = LoopInputs(*[None] * len(LoopInputs._fields))
-    beyond_torch = vendor.reason_against(cell, nothing, reverse)
-    problem = dispatch.Problem(cell, x.device.type, dtype, transforms_at_work()[0], beyond_torch)
+    control = cast(Any, layer)._call(False).control
+    beyond_torch = vendor.reason_against(cell, nothing, reverse, control=control)
+    problem = dispatch.Problem(
+        cell,
+        x.device.type,
+        dtype,
+        transforms_at_work()[0],
+        beyond_torch,
+    )
     row = _measured(cell, dtype, layer, input)
     backend = dispatch.choose(problem, fastest=None if row is None else row.backend)
     forced = dispatch.forced_backend() != dispatch.AUTO
@@ -97,8 +105,26 @@ def explain(layer: nn.Module, input: Tensor | PackedSequence) -> Explanation:
         if name != backend
     }
     kernel = _kernel(backend, layer, cell, input, dtype)
+    notes = _notes(backend, layer, control)
+    if notes:
+        kernel = f"{kernel}; {notes}"
     source = row.source if row is not None and row.backend == backend and not forced else ""
     return Explanation(cell, backend, forced, kernel, others, _TRANSFORMS, source)
+
+
+def _notes(backend: str, layer: Any, control: Control) -> str:
+    """What the layer's options cost of the kernel's speed."""
+    parts = []
+    if layer.options.num_heads > 1:
+        parts.append(f"{layer.options.num_heads} heads as directions")
+    if backend == "cpu":
+        spec = CELLS[layer._cell_name]
+        if spec.normalized or control.gradient_norm > 0:
+            whole = "layer_norm" if spec.normalized else "clip_grad_norm"
+            parts.append(f"{whole} needs whole rows, so that workers share the batch alone")
+        if control != PLAIN:
+            parts.append(f"a row at a time, for {', '.join(control.asked())}")
+    return "; ".join(parts)
 
 
 def _later(name: str, backend: str, forced: bool) -> str:
@@ -169,11 +195,15 @@ def _kernel(backend: str, layer: Any, cell: str, input: Any, dtype: torch.dtype)
 def _cuda_kernel(layer: Any, cell: str, input: Any, dtype: torch.dtype) -> str:
     sizes = Sizes(*_sizes(layer, input))
     projected = sizes.state != sizes.hidden
+    control = layer._call(False).control
     passes = [
-        gpu.plan_for(cell, dtype, sizes, projected, backward, input.data.device)
+        gpu.plan_for(cell, dtype, sizes, projected, backward, input.data.device, control)
         for backward in (False, True)
     ]
     parts = [f"CUDA, all directions in one launch; forward {passes[0]}", f"backward {passes[1]}"]
+    why = gpu.reason_for_step_tier(cell, control, projected)
+    if why is not None:
+        parts.append(f"{passes[0].tier} tier because {why}")
     like = input.data.new_empty(0, dtype=dtype)
     chunk = overlap.chunk_steps(cell, layer.num_layers, sizes, like)
     if chunk > 0:
@@ -185,15 +215,12 @@ def _triton_kernel(layer: Any, cell: str, input: Any, dtype: torch.dtype) -> str
     from .kernels import plan
 
     *_, hidden, state = _sizes(layer, input)
-    device = input.data.device
-    passes = [
-        str(plan.plan_for(cell, dtype, hidden, state, backward, device))
-        for backward in (False, True)
-    ]
-    parts = ["Triton, all directions in one launch", f"forward {passes[0]}"]
-    parts.append(f"backward {passes[1]}")
-    if CELLS[cell].stages == 2 or state != hidden:
-        parts.append("two products per step, so the state goes through memory")
+    device, control = input.data.device, layer._call(False).control
+    parts = ["Triton, all directions in one launch"]
+    for backward, name in ((False, "forward"), (True, "backward")):
+        problem = (cell, dtype, hidden, state, backward, device, control)
+        why = plan.why_not_resident(*problem)
+        parts.append(f"{name} {plan.plan_for(*problem)}" + (f" ({why})" if why else ""))
     return "; ".join(parts)
 
 
@@ -208,4 +235,6 @@ def _sizes(layer: Any, input: Any) -> tuple[int, int, int, int, int]:
         steps, batch = input.shape[:2]
         if layer.batch_first:
             steps, batch = batch, steps
-    return steps, batch, 2 if layer.bidirectional else 1, hidden, layer.proj_size or hidden
+    directions, state = 2 if layer.bidirectional else 1, layer.proj_size or hidden
+    heads = layer.options.num_heads  # each is a direction
+    return steps, batch, directions * heads, hidden // heads, state // heads

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from . import measured
-from .cells import CELLS
+from .cells import CELLS, PLAIN_CELLS
+from .control import PLAIN, Control, from_numbers
 from .gradients import KEEP_GATES, KEEP_NOTHING, LoopInputs
 from .op_checks import Sizes, check_backward, check_forward
 from .op_tensors import dense, new
@@ -46,7 +47,8 @@ class Plan:
         blocks: blocks of a launch.
         waves: how many times over the blocks fill the device.
         shared_bytes: shared memory of a block.
-        exchanges: products per step that need what other blocks made.
+        exchanges: products per step that need what other blocks made; in the step tier launches
+            per step, 0 where one is enough for all steps.
         step_us: modelled time of a step, in microseconds.
         sequence_us: modelled time of all steps.
     """
@@ -75,7 +77,8 @@ class Plan:
         modelled = f"{self.step_us:.2f} us a step by the model"
         if self.tier == "step":
             launches = "a launch" if self.exchanges == 1 else f"{self.exchanges} launches"
-            return f"step tier, {launches} per step, {self.blocks} blocks, {modelled}"
+            launches = f"{launches} per step" if self.exchanges else "one launch for all steps"
+            return f"step tier, {launches}, {self.blocks} blocks, {modelled}"
         parts = [f"{self.tier} tier"]
         if self.team > 1:
             parts.append(f"teams of {self.team} blocks")
@@ -105,7 +108,7 @@ def number_of(dtype: torch.dtype) -> str:
 @lru_cache(maxsize=4096)
 def make_plan(
     cell: str, number: str, sizes: Sizes, projected: bool, backward: bool, device: tuple[int, ...],
-    tier: str = "",
+    tier: str = "", controlled: bool = False, norms: bool = False,
 ) -> Plan:  # fmt: skip
     """Plan one pass for a device with the limits that `device_limits` returns.
 
@@ -118,11 +121,15 @@ def make_plan(
         device: compute capability (10 * major + minor), processors, bytes of shared memory of a
             block, MHz.
         tier: one of `TIERS`, or "" for the best by the model.
+        controlled: whether the loop does more than run its cell; see `reason_for_step_tier`.
+        norms: whether rows of gradients are held within a norm.
 
     Raises:
         RuntimeError: the tier cannot take the problem.
     """
-    answer = torch.ops.bptt.gpu_plan(cell, number, list(sizes), projected, backward, device, tier)
+    answer = torch.ops.bptt.gpu_plan(
+        cell, number, list(sizes), projected, backward, device, tier, controlled, norms
+    )
     counts = dict(zip(_CUT + _COUNTS, answer[1:], strict=False))
     step, sequence = answer[-2:]
     return Plan(TIERS[answer[0]], **counts, step_us=step / 1000, sequence_us=sequence / 1000)
@@ -139,41 +146,81 @@ def device_limits(device: torch.device) -> tuple[int, ...]:
 
 def plan_for(
     cell: str, dtype: torch.dtype, sizes: Sizes, projected: bool, backward: bool,
-    device: torch.device,
+    device: torch.device, control: Control = PLAIN, all_cells: bool = False,
 ) -> Plan:  # fmt: skip
-    """The plan of a call: by the model, in the tier that was measured to be the fastest if any."""
+    """The plan of a call: by the model, in the tier that was measured to be the fastest if any.
+
+    `all_cells` says whether all cell states have gradients of their own.
+    """
     number, limits = number_of(dtype), device_limits(device)
+    if reason_for_step_tier(cell, control, projected, backward and all_cells) is not None:
+        controlled, norms = control != PLAIN or all_cells, control.gradient_norm > 0
+        return make_plan(
+            cell, number, sizes, projected, backward, limits, "step", controlled, norms
+        )
     row = measured.row_for(cell, dtype, sizes.directions, sizes.hidden, sizes.batch, device)
     tier = row.tier if row is not None and row.backend == "cuda" else ""
     return make_plan(cell, number, sizes, projected, backward, limits, tier)
 
 
+def reason_for_step_tier(
+    cell: str, control: Control = PLAIN, projected: bool = False, all_cells: bool = False
+) -> str | None:
+    """Why a recurrence takes the step tier, whatever its sizes; None where it need not.
+
+    Args:
+        cell: a name in `bptt.cells.CELLS`.
+        control: what the loop does besides running the cell.
+        projected: whether there is a projection.
+        all_cells: whether all cell states have gradients of their own (return_cells).
+    """
+    spec = CELLS[cell]
+    if spec.stages == 0:
+        if control.gradient_norm > 0:
+            return "gradient_norm looks at a row as a whole"
+        return "no unit looks at another"
+    if spec.stages == 2 or projected:
+        return "there are two products per step"
+    if spec.normalized:
+        return f"{cell} looks at a row as a whole"
+    if cell not in PLAIN_CELLS:
+        return f"the persistent kernels do not know {cell}"
+    if control != PLAIN:
+        return f"the persistent kernels have no {', '.join(control.asked())}"
+    if all_cells:
+        return "the persistent kernels take no gradients of all cell states (return_cells)"
+    return None
+
+
 def forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
     """`bptt::recurrence_forward`."""
-    *tensors, reverse, keep = rest
-    loop = LoopInputs(*tensors)
-    sizes = check_forward(backend, cell, loop, reverse, keep)
+    # torch leaves trailing arguments out that have their defaults.
+    defaults: list[Any] = [(), None]
+    *tensors, reverse, keep, numbers, seed = [*rest, *defaults[len(rest) - 14 :]]
+    loop = LoopInputs(*[*tensors, seed])
+    control = from_numbers(numbers)
+    sizes = check_forward(backend, cell, loop, reverse, keep, control)
     spec = CELLS[cell]
     lead = loop.w_hh
     steps, batch, directions, hidden, state = sizes
-    c_shape = (directions, batch, hidden)
+    width = spec.cell_states * hidden
     y = new(lead, steps, batch, directions, state)
     h_n = new(lead, directions, batch, state)
-    c_n = new(lead, *c_shape) if spec.has_cell_state else None
+    c_n = new(lead, directions, batch, width) if spec.has_cell_state else None
     saved = cells = None
     if keep == KEEP_GATES and spec.saved:
         saved = new(lead, steps, batch, directions, len(spec.saved), hidden)
     if keep != KEEP_NOTHING and spec.has_cell_state:
-        cells = new(lead, steps, batch, directions, hidden, dtype=torch.float32)
+        cells = new(lead, steps, batch, directions, width, dtype=torch.float32)
     if y.numel():
         projected = loop.w_hr is not None
-        plan = plan_for(cell, lead.dtype, sizes, projected, False, lead.device)
+        plan = plan_for(cell, lead.dtype, sizes, projected, False, lead.device, control)
         gates_x, b_ih = _gates(loop, cell)
         torch.ops.bptt.gpu_forward(
-            cell, number_of(lead.dtype), plan.numbers, gates_x, b_ih, dense(loop.w_hh),
-            dense(loop.b_hh), dense(loop.w_hr), dense(loop.peephole), dense(loop.h0),
+            cell, number_of(lead.dtype), plan.numbers, gates_x, b_ih, loop.w_hh.contiguous(),
+            dense(loop.b_hh), dense(loop.w_hr), dense(loop.w_unit), dense(loop.h0),
             dense(loop.c0), dense(loop.lengths), dense(loop.resets), list(reverse),
-            y, h_n, c_n, saved, cells,
+            list(numbers), seed, y, h_n, c_n, saved, cells,
         )  # fmt: skip
     else:
         h_n.copy_(loop.h0)
@@ -197,17 +244,24 @@ def backward(
     cells: Tensor,
     w_hh: Tensor,
     w_hr: Tensor | None,
-    peephole: Tensor | None,
+    w_unit: Tensor | None,
     h0: Tensor,
     c0: Tensor | None,
     lengths: Tensor | None,
     resets: Tensor | None,
     reverse: Sequence[int],
     keep_dh: bool = False,
+    numbers: Sequence[float] = (),
+    seed: Tensor | None = None,
+    dcells: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """`bptt::recurrence_backward`."""
-    loop = LoopInputs(None, None, None, None, w_hh, None, w_hr, peephole, h0, c0, lengths, resets)
-    sizes = check_backward(backend, cell, (dy, dh_n, dc_n), (y, saved, cells), loop, reverse)
+    loop = LoopInputs(
+        None, None, None, None, w_hh, None, w_hr, w_unit, h0, c0, lengths, resets, seed
+    )
+    control = from_numbers(numbers)
+    douts = (dy, dh_n, dc_n, dcells)
+    sizes = check_backward(backend, cell, douts, (y, saved, cells), loop, reverse, control)
     spec = CELLS[cell]
     steps, batch, directions, hidden, state = sizes
     gates = (steps, batch, directions, len(spec.gates), hidden)
@@ -215,27 +269,29 @@ def backward(
     dgates_x = new(y, *gates)
     dgates_h = None if spec.shared_gates else new(y, *gates)
     dh0 = new(y, directions, batch, state)
-    dc0 = new(y, directions, batch, hidden) if spec.has_cell_state else None
-    dpeephole = operand = dh = None
-    if peephole is not None:
-        dpeephole = new(y, batch, *peephole.shape, dtype=torch.float32)
+    dc0 = None if c0 is None else new(y, *c0.shape)
+    dw_unit = operand = dh = None
+    if w_unit is not None:
+        dw_unit = new(y, batch, *w_unit.shape, dtype=torch.float32)
     if spec.stages == 2 or projected:
         operand = new(y, steps, batch, directions, hidden)
     if projected or keep_dh:
         dh = new(y, steps, batch, directions, state)
     if y.numel():
-        plan = plan_for(cell, y.dtype, sizes, projected, True, y.device)
+        all_cells = dcells is not None
+        plan = plan_for(cell, y.dtype, sizes, projected, True, y.device, control, all_cells)
         torch.ops.bptt.gpu_backward(
-            cell, number_of(y.dtype), plan.numbers, dense(dy), dense(dh_n), dense(dc_n), dense(y),
-            dense(saved), dense(cells) if spec.has_cell_state else None, dense(w_hh), dense(w_hr),
-            dense(peephole), dense(h0), dense(c0), dense(lengths), dense(resets), list(reverse),
-            dgates_x, dgates_h, dh0, dc0, dpeephole, operand, dh,
+            cell, number_of(y.dtype), plan.numbers, dense(dy), dense(dh_n), dense(dc_n),
+            dense(dcells), dense(y), dense(saved), dense(cells) if spec.has_cell_state else None,
+            w_hh.contiguous(), dense(w_hr), dense(w_unit), dense(h0), dense(c0), dense(lengths),
+            dense(resets), list(reverse), list(numbers), seed, dgates_x, dgates_h, dh0, dc0,
+            dw_unit, operand, dh,
         )  # fmt: skip
     else:
         _pass_on(dh0, dh_n)
         _pass_on(dc0, dc_n)
-        if dpeephole is not None:
-            dpeephole.zero_()
+        if dw_unit is not None:
+            dw_unit.zero_()
 
     def or_empty(tensor: Tensor | None, dtype: torch.dtype = y.dtype) -> Tensor:
         return y.new_empty(0, dtype=dtype) if tensor is None else tensor
@@ -245,7 +301,7 @@ def backward(
         or_empty(dgates_h),
         dh0,
         or_empty(dc0),
-        or_empty(dpeephole, torch.float32),
+        or_empty(dw_unit, torch.float32),
         or_empty(operand),
         or_empty(dh),
     )

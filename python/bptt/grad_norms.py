@@ -107,6 +107,13 @@ class LayerNorms:
         self, owner: GradientNorms, values: list[Tensor | None], layer: int, order: Tensor | None
     ) -> None:
         self.owner, self.values, self.layer, self.order = owner, values, layer, order
+        self.heads = 1
+
+    def of_heads(self, heads: int) -> LayerNorms:
+        """The same for heads that come as directions, the head first: `[T, B, N*D, R/N]`."""
+        other = LayerNorms(self.owner, self.values, self.layer, self.order)
+        other.heads = heads
+        return other
 
     def check_forward(self, needs_grad: bool, transformed: bool) -> None:
         """Refuse a forward pass that no backward pass can take down.
@@ -146,6 +153,8 @@ class LayerNorms:
 
     def record(self, dh: Tensor) -> None:
         """Take down the gradients `[T, B, D, R]` of a backward pass."""
+        if self.heads > 1:
+            dh = dh.unflatten(2, (self.heads, -1)).movedim(2, 3).flatten(-2)
         norms = self.owner._measure(dh.detach())
         self.values[self.layer] = norms if self.order is None else norms.index_select(1, self.order)
         # Of several calls it shows the one whose backward pass came last, and never a mixture.

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import reference
+from . import random, reference
 from .cells import CELLS
+from .control import PLAIN, Control
 from .grad_norms import LayerNorms
 
 KEEP_NOTHING, KEEP_STATES, KEEP_GATES = "nothing", "states", "gates"
@@ -25,6 +26,8 @@ class Config(NamedTuple):
     Attributes:
         recompute: whether the backward pass rebuilds the gates instead of keeping them.
         norms: where the backward pass leaves the norms of the hidden states' gradients, if asked.
+        control: what the loop does besides running the cell.
+        keep_cells: whether all cell states are an output.
     """
 
     backend: str
@@ -32,6 +35,8 @@ class Config(NamedTuple):
     reverse: tuple[bool, ...]
     recompute: bool = False
     norms: LayerNorms | None = None
+    control: Control = PLAIN
+    keep_cells: bool = False
 
     @property
     def keep(self) -> str:
@@ -44,7 +49,7 @@ class LoopInputs(NamedTuple):
 
     Either `gates_x [T, B, D, G, H]`, the input projection without bias, or `x [T, B, I]` and
     `w_ih [D, G*H, I]` to make it from. `b_ih` and `b_hh` are `[D, G*H]`; the rest is as in
-    `reference.recurrence`.
+    `reference.recurrence`. `seed` is there where `Config.control` draws.
     """
 
     gates_x: Any
@@ -54,15 +59,16 @@ class LoopInputs(NamedTuple):
     w_hh: Any
     b_hh: Any
     w_hr: Any
-    peephole: Any
+    w_unit: Any
     h0: Any
     c0: Any
     lengths: Any
     resets: Any
+    seed: Any = None
 
 
 DIFFERENTIABLE = LoopInputs._fields[:10]
-WEIGHTS = ("w_ih", "b_ih", "w_hh", "b_hh", "w_hr", "peephole")
+WEIGHTS = ("w_ih", "b_ih", "w_hh", "b_hh", "w_hr", "w_unit")
 # Where the batch and the direction lie in each tensor that has them.
 BATCH_AXIS = {"gates_x": 1, "x": 1, "h0": 1, "c0": 1, "lengths": 0, "resets": 1}
 DIRECTION_AXIS = {"gates_x": 2, "h0": 0, "c0": 0, **dict.fromkeys(WEIGHTS, 0)}
@@ -77,7 +83,9 @@ def project(x: Tensor, w_ih: Tensor, cell: str) -> Tensor:
 def forward_op(config: Config, loop: LoopInputs, keep: str) -> tuple[Tensor, ...]:
     """Call the op; returns y, h_n, c_n, saved, cells."""
     reverse = [int(r) for r in config.reverse]
-    return torch.ops.bptt.recurrence_forward(config.backend, config.cell, *loop, reverse, keep)
+    return torch.ops.bptt.recurrence_forward(
+        config.backend, config.cell, *loop[:12], reverse, keep, config.control.numbers(), loop.seed
+    )
 
 
 def loop_gradients(
@@ -95,7 +103,7 @@ def loop_gradients(
         groups: N; the batch is N groups laid end to end, and weight gradients are summed within
             each: `[N, *weight.shape]`, always with that leading axis (per-sample gradients).
         needed: names in `DIFFERENTIABLE`.
-        douts: gradients of y, h_n and c_n, or None.
+        douts: gradients of y, h_n, c_n and all cell states, or None.
         loop: what the forward op got.
         kept: y, saved and cells, as the forward op returned them; what the cell saves is rebuilt
             where the forward pass left it out.
@@ -103,20 +111,23 @@ def loop_gradients(
     spec = CELLS[config.cell]
     if spec.saved and kept[1].dim() == 1:
         kept = (kept[0], rebuilt_gates(config, loop, kept), kept[2])
-    dgates_x, dgates_h, dh0, dc0, dpeephole, operand, dh = torch.ops.bptt.recurrence_backward(
+    dgates_x, dgates_h, dh0, dc0, dw_unit, operand, dh = torch.ops.bptt.recurrence_backward(
         config.backend,
         config.cell,
-        *douts,
+        *douts[:3],
         *kept,
         loop.w_hh,
         loop.w_hr,
-        loop.peephole,
+        loop.w_unit,
         loop.h0,
         loop.c0,
         loop.lengths,
         loop.resets,
         [int(r) for r in config.reverse],
         config.norms is not None,
+        config.control.numbers(),
+        loop.seed,
+        douts[3],
     )
     if config.norms is not None:
         config.norms.record(dh)
@@ -137,7 +148,10 @@ def loop_gradients(
         grads["w_ih"] = _outer_sum(rows_x, x, groups)
     if "w_hh" in needed:
         first = rows_h[..., :-hidden] if spec.stages == 2 else rows_h
-        grads["w_hh"] = _hidden_sum(first, kept[0], loop, config.reverse, groups)
+        if spec.stages == 0:
+            grads["w_hh"] = loop.w_hh.new_zeros(groups, *loop.w_hh.shape)
+        else:
+            grads["w_hh"] = _hidden_sum(first, kept[0], loop, config, groups)
         if spec.stages == 2:
             last = _outer_sum(rows_h[..., -hidden:], operand, groups)
             grads["w_hh"] = torch.cat([grads["w_hh"], last], dim=2)
@@ -149,10 +163,10 @@ def loop_gradients(
         else:
             grads["b_hh"] = _bias_sum(rows_h, groups)
     if "w_hr" in needed:
-        grads["w_hr"] = _outer_sum(dh, operand, groups)
-    if "peephole" in needed:
-        per_group = dpeephole.reshape(groups, batch // groups, *loop.peephole.shape).sum(1)
-        grads["peephole"] = per_group.to(loop.peephole.dtype)
+        grads["w_hr"] = _outer_sum(_into_projection(dh, loop, config), operand, groups)
+    if "w_unit" in needed:
+        per_group = dw_unit.reshape(groups, batch // groups, *loop.w_unit.shape).sum(1)
+        grads["w_unit"] = per_group.to(loop.w_unit.dtype)
     return {name: grads[name] for name in needed}
 
 
@@ -176,8 +190,12 @@ def rebuilt_gates(config: Config, loop: LoopInputs, kept: Sequence[Tensor]) -> T
         first = getattr(loop, name)
         if first is not None:
             entered = _previous(history.to(y.dtype), first, loop.lengths, config.reverse)
+            if name == "h0":
+                entered = _into_products(entered, loop, config)
             folded[name] = entered.reshape(steps * batch, *entered.shape[2:]).transpose(0, 1)
-    saved = forward_op(config, loop._replace(**folded), KEEP_GATES)[3]
+    # What is saved depends on nothing that happens to the states afterwards.
+    config = config._replace(control=config.control.without_randomness())
+    saved = forward_op(config, loop._replace(**folded, seed=None), KEEP_GATES)[3]
     return saved.reshape(steps, batch, *saved.shape[2:])
 
 
@@ -219,13 +237,32 @@ def _matrix(planes: Tensor, d: int) -> Tensor:
     return planes[:, :, d].reshape(-1, planes.shape[3])
 
 
-def _hidden_sum(
-    rows: Tensor, y: Tensor, loop: LoopInputs, reverse: Sequence[bool], groups: int
-) -> Tensor:
-    """Sum rows^T h over all steps, h being the hidden state that entered each step."""
-    h0, lengths, resets = loop.h0, loop.lengths, loop.resets
-    if groups > 1 or resets is not None:
-        h_prev = _previous(y, h0, lengths, reverse)
+def _into_products(h: Tensor, loop: LoopInputs, config: Config) -> Tensor:
+    """What of hidden states `[T, B, D, R]` enters recurrent products."""
+    p = config.control.recurrent_dropout
+    if p == 0:
+        return h
+    directions, batch, state = loop.h0.shape
+    return h * random.kept(loop.seed, p, (directions, batch, state), h.dtype).transpose(0, 1)
+
+
+def _into_projection(dh: Tensor, loop: LoopInputs, config: Config) -> Tensor:
+    """What of the gradients of the hidden states `[T, B, D, R]` reaches the projection."""
+    control = config.control
+    dh = reference.bounded(dh, control.gradient_bound, control.gradient_norm)
+    if control.zoneout_h > 0 and not control.sampled:
+        dh = dh * (1 - control.zoneout_h)
+    elif control.zoneout_h > 0:
+        stays = random.zoneout(loop.seed, control.zoneout_h, dh.shape)
+        dh = torch.where(stays, torch.zeros_like(dh), dh)
+    return dh
+
+
+def _hidden_sum(rows: Tensor, y: Tensor, loop: LoopInputs, config: Config, groups: int) -> Tensor:
+    """Sum rows^T h over all steps, h being the hidden state that entered each step's product."""
+    h0, lengths, resets, reverse = loop.h0, loop.lengths, loop.resets, config.reverse
+    if groups > 1 or resets is not None or config.control.recurrent_dropout > 0:
+        h_prev = _into_products(_previous(y, h0, lengths, reverse), loop, config)
         if resets is not None:
             h_prev = torch.where(resets[:, :, None, None], torch.zeros_like(h_prev), h_prev)
         return _outer_sum(rows, h_prev, groups)
@@ -264,14 +301,16 @@ def _previous(
 
 def reference_outputs(
     config: Config, loop: LoopInputs, probe: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> reference.Outputs:
     """The recurrence on the reference loop, from `gates_x` or from `x`."""
     gates_x = loop.gates_x
     if gates_x is None:
         gates_x = project(loop.x, loop.w_ih, config.cell)
     if loop.b_ih is not None:
         gates_x = gates_x + loop.b_ih.unflatten(1, gates_x.shape[-2:])
-    return reference.recurrence(config.cell, gates_x, *loop[4:], config.reverse, probe)
+    return reference.recurrence(
+        config.cell, gates_x, *loop[4:], config.reverse, config.control, probe, config.keep_cells
+    )
 
 
 def reference_gradients(
@@ -289,11 +328,14 @@ def reference_gradients(
             return None
         if name in WEIGHTS:
             return tensor.expand(groups, *tensor.shape)
+        if name not in BATCH_AXIS:
+            return tensor
         axis = BATCH_AXIS[name]
         return tensor.unflatten(axis, (groups, -1)).movedim(axis, 0)
 
     grouped = LoopInputs(*(split(n, t) for n, t in zip(LoopInputs._fields, loop, strict=True)))
     present = [k for k, d in enumerate(douts) if d is not None]
+    config = config._replace(keep_cells=douts[3] is not None)
     cotangents = tuple(douts[k].unflatten(1, (groups, -1)).movedim(1, 0) for k in present)  # type: ignore[union-attr]
 
     def one(*tensors: Tensor | None) -> tuple[Tensor, ...]:
@@ -302,7 +344,8 @@ def reference_gradients(
 
     def run(*values: Tensor) -> tuple[Tensor, ...]:
         full = grouped._replace(**dict(zip(needed, values, strict=True)))
-        in_dims = tuple(None if t is None else 0 for t in full)
+        in_dims = tuple(0 if n in BATCH_AXIS or n in WEIGHTS else None for n in full._fields)
+        in_dims = tuple(None if t is None else d for t, d in zip(full, in_dims, strict=True))
         return torch.func.vmap(one, in_dims=in_dims)(*full)
 
     pull = torch.func.vjp(run, *(getattr(grouped, name) for name in needed))[1]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .cells import CELLS
+from .control import Control
 from .gradients import KEEP_GATES, KEEP_NOTHING, KEEP_STATES, LoopInputs
 
 BACKENDS = ("cuda", "triton")
@@ -63,7 +64,12 @@ class _Checker:
 
 
 def check_forward(
-    backend: str, cell: str, loop: LoopInputs, reverse: Sequence[int], keep: str
+    backend: str,
+    cell: str,
+    loop: LoopInputs,
+    reverse: Sequence[int],
+    keep: str,
+    control: Control,
 ) -> Sizes:
     """Check the arguments of `bptt::recurrence_forward`.
 
@@ -82,6 +88,7 @@ def check_forward(
         name = "x" if loop.gates_x is None else "gates_x"
         check.fail(f"{name} must have {rank} dimensions, got shape {list(lead.shape)}")
     sizes = _sizes(cell, lead.shape[0], lead.shape[1], loop.w_hh)
+    _check_control(check, cell, control, loop.seed)
     steps, batch, directions, hidden, _ = sizes
     shape: tuple[int, ...]
     if loop.gates_x is None:
@@ -106,6 +113,7 @@ def check_backward(
     kept: Sequence[Tensor],
     loop: LoopInputs,
     reverse: Sequence[int],
+    control: Control,
 ) -> Sizes:
     """Check the arguments of `bptt::recurrence_backward`.
 
@@ -118,6 +126,7 @@ def check_backward(
     if y is None or y.dim() != 4:
         check.fail(f"y must have 4 dimensions, got {None if y is None else list(y.shape)}")
     sizes = _sizes(cell, y.shape[0], y.shape[1], loop.w_hh)
+    _check_control(check, cell, control, loop.seed)
     steps, batch, directions, hidden, state = sizes
     history = (steps, batch, directions, state)
     check.tensor("y", y, "[T, B, D, R]", history)
@@ -128,10 +137,12 @@ def check_backward(
         shape = (steps, batch, directions, len(spec.saved), hidden)
         check.tensor("saved", saved, "[T, B, D, A, H]", shape)
     if spec.has_cell_state:
-        shape = (directions, batch, hidden)
-        check.tensor("dc_n", douts[2], "[D, B, H]", shape, optional=True)
-        shape = (steps, batch, directions, hidden)
-        check.tensor("cells", cells, "[T, B, D, H]", shape, torch.float32)
+        width = spec.cell_states * hidden
+        shape = (directions, batch, width)
+        check.tensor("dc_n", douts[2], "[D, B, C*H]", shape, optional=True)
+        shape = (steps, batch, directions, width)
+        check.tensor("cells", cells, "[T, B, D, C*H]", shape, torch.float32)
+        check.tensor("dcells", douts[3], "[T, B, D, C*H]", shape, torch.float32, optional=True)
     _check_shared(check, cell, loop, reverse, sizes)
     return sizes
 
@@ -151,7 +162,19 @@ def _start(op: str, backend: str, cell: str, w_hh: Tensor) -> _Checker:
 
 def _sizes(cell: str, steps: int, batch: int, w_hh: Tensor) -> Sizes:
     directions, rows, state = w_hh.shape
-    return Sizes(steps, batch, directions, rows // len(CELLS[cell].gates), state)
+    hidden = rows // len(CELLS[cell].gates)
+    return Sizes(steps, batch, directions, hidden, state if CELLS[cell].stages > 0 else hidden)
+
+
+def _check_control(check: _Checker, cell: str, control: Control, seed: Tensor | None) -> None:
+    for name in ("zoneout_h", "zoneout_c", "recurrent_dropout"):
+        if not 0 <= getattr(control, name) <= 1:
+            check.fail(f"{name} of control must lie in [0, 1], got {getattr(control, name)}")
+    if not CELLS[cell].has_cell_state and (control.cell_bound > 0 or control.zoneout_c > 0):
+        check.fail(f"cell {cell} has no cell state to bound or to zone out")
+    if control.draws and seed is None:
+        check.fail("control draws and needs a seed, got None")
+    check.tensor("seed", seed, "[1]", (1,), torch.int64, optional=True)
 
 
 def _check_shared(
@@ -161,19 +184,21 @@ def _check_shared(
     spec = CELLS[cell]
     steps, batch, directions, hidden, state = sizes
     gates = len(spec.gates)
-    check.tensor("w_hh", loop.w_hh, "[D, G*H, R]", (directions, gates * hidden, state))
+    depth = state if spec.stages > 0 else 0
+    check.tensor("w_hh", loop.w_hh, "[D, G*H, R]", (directions, gates * hidden, depth))
     if loop.w_hr is None and state != hidden:
         check.fail(f"without w_hr, w_hh must be [D, G*H, H], got {list(loop.w_hh.shape)}")
-    if loop.w_hr is not None and not spec.has_cell_state:
-        check.fail(f"w_hr needs a cell with a cell state, got cell {cell}")
-    for name, wanted in (("peephole", bool(spec.peepholes)), ("c0", spec.has_cell_state)):
+    if loop.w_hr is not None and not spec.projects:
+        check.fail(f"w_hr needs a cell that can be projected, got cell {cell}")
+    for name, wanted in (("w_unit", bool(spec.unit_weights)), ("c0", spec.has_cell_state)):
         if (getattr(loop, name) is not None) != wanted:
             check.fail(f"{name} must be {'given' if wanted else 'None'} for cell {cell}")
     check.tensor("w_hr", loop.w_hr, "[D, R, H]", (directions, state, hidden), optional=True)
-    shape: tuple[int, ...] = (directions, len(spec.peepholes) * hidden)
-    check.tensor("peephole", loop.peephole, "[D, P*H]", shape, optional=True)
+    shape: tuple[int, ...] = (directions, len(spec.unit_weights) * hidden)
+    check.tensor("w_unit", loop.w_unit, "[D, P*H]", shape, optional=True)
     check.tensor("h0", loop.h0, "[D, B, R]", (directions, batch, state))
-    check.tensor("c0", loop.c0, "[D, B, H]", (directions, batch, hidden), optional=True)
+    shape = (directions, batch, spec.cell_states * hidden)
+    check.tensor("c0", loop.c0, "[D, B, C*H]", shape, optional=True)
     check.tensor("lengths", loop.lengths, "[B]", (batch,), torch.int64, optional=True)
     check.tensor("resets", loop.resets, "[T, B]", (steps, batch), torch.bool, optional=True)
     if len(reverse) != directions:

@@ -16,7 +16,7 @@ Three routes, chosen in `recurrence`:
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -26,11 +26,13 @@ from torch.autograd import forward_ad
 from . import dispatch, gpu, measured, vendor
 from .autograd import Loop, Probe
 from .cells import CELLS
+from .control import PLAIN, Control, from_numbers
 from .grad_norms import LayerNorms
 from .gradients import (
     DIFFERENTIABLE,
     KEEP_GATES,
     KEEP_NOTHING,
+    KEEP_STATES,
     WEIGHTS,
     Config,
     LoopInputs,
@@ -39,6 +41,7 @@ from .gradients import (
     project,
     reference_outputs,
 )
+from .reference import Outputs
 
 # Above this `recompute="auto"` rebuilds a layer's gates: where memory may be what runs out.
 RECOMPUTE_BYTES = 256 * 2**20
@@ -46,13 +49,13 @@ RECOMPUTE_BYTES = 256 * 2**20
 
 def recurrence(
     cell: str,
-    x: Tensor,
-    w_ih: Tensor,
+    x: Tensor | None,
+    w_ih: Tensor | None,
     w_hh: Tensor,
     b_ih: Tensor | None,
     b_hh: Tensor | None,
     w_hr: Tensor | None,
-    peephole: Tensor | None,
+    w_unit: Tensor | None,
     h0: Tensor,
     c0: Tensor | None,
     lengths: Tensor | None,
@@ -60,61 +63,72 @@ def recurrence(
     reverse: tuple[bool, ...],
     recompute: bool | str = False,
     norms: LayerNorms | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    control: Control = PLAIN,
+    seed: Tensor | None = None,
+    keep_cells: bool = False,
+    gates_x: Tensor | None = None,
+) -> Outputs:
     """Run one layer: the input projection of every step and direction, then the time loop.
 
     Arguments are taken as checked (`bptt.functional` does that). Shapes are those of
     `reference.recurrence`, with `x [T, B, I]` of any strides, `w_ih [D, G*H, I]` and
     `b_ih [D, G*H]` in place of `gates_x`. With `recompute` the backward pass rebuilds the gates;
     "auto" does so where they are large. The backward pass leaves the norms of the hidden states'
-    gradients in `norms`.
-
-    Returns:
-        `y [T, B, D, R]`, `h_n [D, B, R]`, `c_n [D, B, H]` (None without a cell state).
+    gradients in `norms`. Cells whose input is normalised, too, get it as `gates_x`, in place of x,
+    w_ih and b_ih. `seed` is int64 `[1]` where `control` draws.
     """
-    if lengths is not None:
-        x = _zero_padding(x, lengths)
-    loop = LoopInputs(None, x, w_ih, b_ih, w_hh, b_hh, w_hr, peephole, h0, c0, lengths, resets)
+    if lengths is not None and x is not None:
+        x = zero_padding(x, lengths)
+    loop = LoopInputs(
+        gates_x, x, w_ih, b_ih, w_hh, b_hh, w_hr, w_unit, h0, c0, lengths, resets, seed
+    )
+    lead: Tensor = loop.x if gates_x is None else gates_x
     composite, functorch = transforms_at_work()
     needs_grad = torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in loop[1:10]
+        t is not None and t.requires_grad for t in loop[:10]
     )
     if norms is not None:
         norms.check_forward(needs_grad, functorch or composite is not None)
     problem = dispatch.Problem(
         cell,
-        x.device.type,
-        x.dtype,
+        lead.device.type,
+        lead.dtype,
         composite,
         "function transforms have no rule for it"
         if functorch
-        else vendor.reason_against(cell, loop, reverse, norms is not None),
+        else vendor.reason_against(cell, loop, reverse, norms is not None, control, keep_cells),
     )
     backend = dispatch.choose(problem, fastest=measured_backend(problem, loop))
     if recompute == "auto":
-        recompute = gates_bytes(cell, x, w_hh) > RECOMPUTE_BYTES
-    config = Config(backend, cell, reverse, bool(recompute), norms)
+        recompute = gates_bytes(cell, lead, w_hh) > RECOMPUTE_BYTES
+    config = Config(backend, cell, reverse, bool(recompute), norms, control, keep_cells)
     if backend == "reference":
         probe = None
         if norms is not None:
-            shape = (*x.shape[:2], w_hh.shape[0], w_hh.shape[2])
-            probe = Probe.apply(norms, shape, *loop[1:10])
+            shape = (*lead.shape[:2], w_hh.shape[0], h0.shape[2])
+            probe = Probe.apply(norms, shape, *loop[:10])
         return reference_outputs(config, loop, probe)
     if backend == "torch":
         return vendor.outputs(config, loop)
-    if functorch:
+    if functorch and x is not None and w_ih is not None:
         # The projection stays outside of the op: vmap knows how to batch it.
         loop = loop._replace(gates_x=project(x, w_ih, cell), x=None, w_ih=None)
     if functorch or (needs_grad and not torch.compiler.is_compiling()):
-        outputs = Loop.apply(config, *loop)
+        y, h_n, c_n, _, cells = Loop.apply(config, *loop)
     else:
-        outputs = forward_op(config, loop, config.keep if needs_grad else KEEP_NOTHING)
-    return outputs[0], outputs[1], outputs[2] if CELLS[cell].has_cell_state else None
+        keep = config.keep if needs_grad else KEEP_STATES if keep_cells else KEEP_NOTHING
+        y, h_n, c_n, _, cells = forward_op(config, loop, keep)
+    if not CELLS[cell].has_cell_state:
+        return Outputs(y, h_n, None, None)
+    if not keep_cells:
+        return Outputs(y, h_n, c_n, None)
+    cells = cells.to(y.dtype)
+    return Outputs(y, h_n, c_n, cells if lengths is None else zero_padding(cells, lengths))
 
 
 def measured_backend(problem: dispatch.Problem, loop: LoopInputs) -> str | None:
     """What a table of measurements says of a layer; None on a CPU, and while compiling."""
-    x, w_hh = loop.x, loop.w_hh
+    x, w_hh = loop.x if loop.gates_x is None else loop.gates_x, loop.w_hh
     if problem.device != "cuda" or torch.compiler.is_compiling():
         return None
     hidden = w_hh.shape[1] // len(CELLS[problem.cell].gates)
@@ -129,12 +143,14 @@ def gates_bytes(cell: str, x: Tensor, w_hh: Tensor) -> int:
     return x.shape[0] * x.shape[1] * units * len(spec.saved) * x.element_size()
 
 
-def _zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
+def zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
+    """`x [T, B, ...]` with zeros past each length."""
     # The loop ignores what lies past a length, but the weight gradient would still multiply it by
     # zero, and zero times NaN is NaN.
     steps = torch.arange(x.shape[0], device=x.device)
     inside = steps.unsqueeze(1) < lengths  # [T, B]
-    return torch.where(inside.unsqueeze(-1), x, torch.zeros((), dtype=x.dtype, device=x.device))
+    inside = inside.reshape(*inside.shape, *(1,) * (x.dim() - 2))
+    return torch.where(inside, x, torch.zeros((), dtype=x.dtype, device=x.device))
 
 
 def _transform_levels() -> tuple[bool, bool]:
@@ -176,8 +192,9 @@ def _fake_forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
     spec = CELLS[cell]
     lead = loop.x if loop.gates_x is None else loop.gates_x
     steps, batch = lead.shape[:2]
-    directions, rows, state = loop.w_hh.shape
-    hidden = rows // len(spec.gates)
+    directions, rows, _ = loop.w_hh.shape
+    state, hidden = loop.h0.shape[2], rows // len(spec.gates)
+    width = spec.cell_states * hidden
     wide = _state_dtype(lead.dtype)
     new = lead.new_empty
     kept = keep == KEEP_GATES and bool(spec.saved)
@@ -185,9 +202,9 @@ def _fake_forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
     return (
         new(steps, batch, directions, state),
         new(directions, batch, state),
-        new(directions, batch, hidden) if spec.has_cell_state else new(0),
+        new(directions, batch, width) if spec.has_cell_state else new(0),
         new(steps, batch, directions, len(spec.saved), hidden) if kept else new(0),
-        new((steps, batch, directions, hidden) if cells else (0,), dtype=wide),
+        new((steps, batch, directions, width) if cells else (0,), dtype=wide),
     )
 
 
@@ -202,13 +219,16 @@ def _fake_backward(
     cells: Tensor,
     w_hh: Tensor,
     w_hr: Tensor | None,
-    peephole: Tensor | None,
+    w_unit: Tensor | None,
     h0: Tensor,
     c0: Tensor | None,
     lengths: Tensor | None,
     resets: Tensor | None,
     reverse: list[int],
     keep_dh: bool = False,
+    control: Sequence[float] = (),
+    seed: Tensor | None = None,
+    dcells: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     spec = CELLS[cell]
     steps, batch, directions, state = y.shape
@@ -222,8 +242,8 @@ def _fake_backward(
         new(gate_shape),
         new(0) if spec.shared_gates else new(gate_shape),
         new(h0.shape),
-        new(directions, batch, hidden) if spec.has_cell_state else new(0),
-        new(0, dtype=wide) if peephole is None else new(batch, *peephole.shape, dtype=wide),
+        new(directions, batch, spec.cell_states * hidden) if spec.has_cell_state else new(0),
+        new(0, dtype=wide) if w_unit is None else new(batch, *w_unit.shape, dtype=wide),
         new(steps, batch, directions, hidden) if two_products else new(0),
         new(steps, batch, directions, state) if keep_dh or w_hr is not None else new(0),
     )
@@ -249,16 +269,19 @@ def _product_backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _setup_compiled(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    backend, cell, gates_x, *tensors, reverse, keep = inputs
-    ctx.config = Config(backend, cell, tuple(bool(r) for r in reverse))
+    backend, cell, gates_x, *tensors, reverse, keep, control, seed = inputs
+    reverse = tuple(bool(r) for r in reverse)
+    ctx.config = Config(backend, cell, reverse, control=from_numbers(control))
     ctx.set_materialize_grads(False)
     y, _, _, saved, cells = output
     if keep == KEEP_GATES:
         gates_x = None  # as large as all that is saved, which was made of it
-    ctx.save_for_backward(gates_x, *tensors, y, saved, cells)
+    ctx.save_for_backward(gates_x, *tensors, seed, y, saved, cells)
 
 
-def _compiled_backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, *_: Any) -> tuple[Any, ...]:
+def _compiled_backward(
+    ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _: Any, dcells: Any
+) -> tuple[Any, ...]:
     *tensors, y, saved, cells = ctx.saved_tensors
     loop = LoopInputs(*tensors)
     needed = [
@@ -266,12 +289,14 @@ def _compiled_backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, *_: Any) -> tupl
         for name, need in zip(LoopInputs._fields, ctx.needs_input_grad[2:], strict=False)
         if need and name in DIFFERENTIABLE
     ]
-    douts = (dy, dh_n, dc_n if CELLS[ctx.config.cell].has_cell_state else None)
+    has_cell_state = CELLS[ctx.config.cell].has_cell_state
+    douts = (dy, dh_n, *((dc_n, dcells) if has_cell_state else (None, None)))
     if all(d is None for d in douts):
-        return (None,) * 16
+        return (None,) * 18
     grads = loop_gradients(ctx.config, 1, needed, douts, loop, (y, saved, cells))
     named = {n: g.squeeze(0) if n in WEIGHTS else g for n, g in grads.items()}
-    return (None, None, *(named.get(name) for name in LoopInputs._fields), None, None)
+    # After the tensors: reverse, keep, control, seed.
+    return (None, None, *(named.get(name) for name in LoopInputs._fields[:12]), *(None,) * 4)
 
 
 def _triton_forward(*arguments: Any) -> tuple[Tensor, ...]:

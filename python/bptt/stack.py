@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from . import ops, overlap
+from . import ops, overlap, variants
 from .checks import Call
 from .grad_norms import LayerNorms
 from .op_checks import Sizes
@@ -32,7 +32,7 @@ def run(
     lengths: Tensor | None,
     resets: Tensor | None,
     norms: Sequence[LayerNorms | None],
-) -> tuple[Any, Tensor, Tensor | None]:
+) -> tuple[Any, Tensor, Tensor | None, list[Tensor]]:
     """Run all layers on checked arguments.
 
     Args:
@@ -40,14 +40,15 @@ def run(
         x: `[T, B, I]`, of any strides.
         weights: flat; per layer and direction in the order of `Call.names`.
         h0: `[L*D, B, R]`.
-        c0: `[L*D, B, H]`, or None for cells without a cell state.
+        c0: `[L*D, B, C*H]`, or None for cells without a cell state.
         lengths: int64 `[B]` or None.
         resets: bool `[T, B]` or None.
         norms: for each layer where to leave the norms of its gradients through time, or None.
 
     Returns:
         The output of the last layer (`[T, B, D*R]`, `[T, B, R]` if merged, or a pair of them),
-        `h_n [L*D, B, R]` and `c_n [L*D, B, H]`.
+        `h_n [L*D, B, R]`, `c_n [L*D, B, C*H]`, and where `call.keep_cells` asks all cell states of
+        each layer, `[T, B, D*C*H]`.
     """
     layers, directions, count = call.num_layers, call.directions, call.tensors
     reverse = _REVERSE[directions]
@@ -56,24 +57,35 @@ def run(
     states = list(zip(h0s, c0s, strict=True))
     stacked = [_stacked(call, weights, layer * directions * count) for layer in range(layers)]
 
+    cells: list[Tensor] = []
+    varied = call.varied
+
     def run_layer(layer: int, piece: overlap.Slice, state: overlap.State) -> Any:
-        w_ih, w_hh, b_ih, b_hh, w_hr, peephole = stacked[layer]
-        y, h_n, c_n = ops.recurrence(
-            call.cell,
-            piece.x,
-            w_ih,
-            w_hh,
-            b_ih,
-            b_hh,
-            w_hr,
-            peephole,
-            *state,
-            piece.lengths,
-            piece.resets,
-            reverse,
-            call.recompute,
-            norms[layer],
-        )
+        if varied:
+            y, h_n, c_n, kept = variants.run_layer(
+                call, piece, stacked[layer], state, reverse, norms[layer]
+            )
+        else:
+            w_ih, w_hh, b_ih, b_hh, w_hr, w_unit = stacked[layer]
+            y, h_n, c_n, kept = ops.recurrence(
+                call.cell,
+                piece.x,
+                w_ih,
+                w_hh,
+                b_ih,
+                b_hh,
+                w_hr,
+                w_unit,
+                *state,
+                piece.lengths,
+                piece.resets,
+                reverse,
+                call.recompute,
+                norms[layer],
+                keep_cells=call.keep_cells,
+            )
+        if kept is not None:
+            cells.append(kept.flatten(2))
         last = layer == layers - 1
         output = _merge(y, call.merge_mode, last)
         if call.dropout > 0 and not last:
@@ -83,7 +95,7 @@ def run(
     hidden = stacked[0][1].shape[1] // call.gates
     sizes = Sizes(x.shape[0], x.shape[1], directions, hidden, h0.shape[-1])
     # Norms come from one backward pass over all steps of a layer.
-    asked = norms[0] is not None
+    asked = norms[0] is not None or varied or call.keep_cells
     chunk = 0 if asked else overlap.chunk_steps(call.cell, layers, sizes, x)
     if chunk > 0:
         output, states = overlap.run(run_layer, overlap.Slice(x, lengths, resets), states, chunk)
@@ -94,12 +106,15 @@ def run(
             output, states[layer] = run_layer(layer, piece, states[layer])
     h_n, c_n = zip(*states, strict=True)
     if layers == 1:
-        return output, h_n[0], c_n[0]
-    return output, torch.cat(h_n), None if c0 is None else torch.cat(c_n)
+        return output, h_n[0], c_n[0], cells
+    return output, torch.cat(h_n), None if c0 is None else torch.cat(c_n), cells
 
 
 def _stacked(call: Call, weights: Sequence[Tensor], start: int) -> list[Any]:
-    """The weights of one layer with the direction as first axis; None for what it does not have."""
+    """The weights of one layer with the direction as first axis; None for what it does not have.
+
+    Those of a layer normalisation come last.
+    """
     count = call.tensors
     if call.directions == 1:
         present = [w.unsqueeze(0) for w in weights[start : start + count]]
@@ -111,7 +126,7 @@ def _stacked(call: Call, weights: Sequence[Tensor], start: int) -> list[Any]:
     w_ih, w_hh = next(rest), next(rest)
     b_ih, b_hh = (next(rest), next(rest)) if call.bias else (None, None)
     w_hr = next(rest) if call.proj_size > 0 else None
-    return [w_ih, w_hh, b_ih, b_hh, w_hr, next(rest) if call.peephole else None]
+    return [w_ih, w_hh, b_ih, b_hh, w_hr, next(rest) if call.peephole else None, *rest]
 
 
 def _merge(y: Tensor, mode: str | None, last: bool) -> Any:

@@ -9,19 +9,29 @@ from __future__ import annotations
 import warnings
 
 import torch
-from torch import Tensor
 
+from .control import PLAIN, Control
 from .gradients import Config, LoopInputs
+from .reference import Outputs
 
 _FUNCTIONS = {"lstm": "lstm", "gru": "gru", "rnn_tanh": "rnn_tanh", "rnn_relu": "rnn_relu"}
 
 
 def reason_against(
-    cell: str, loop: LoopInputs, reverse: tuple[bool, ...], grad_norms: bool = False
+    cell: str,
+    loop: LoopInputs,
+    reverse: tuple[bool, ...],
+    grad_norms: bool = False,
+    control: Control = PLAIN,
+    keep_cells: bool = False,
 ) -> str | None:
     """Why torch.nn's kernels cannot take a layer, or None."""
     if grad_norms:
         return "torch.nn keeps no gradients of hidden states (grad_norms)"
+    if control != PLAIN:
+        return f"torch.nn has no {', '.join(control.asked())}"
+    if keep_cells:
+        return "torch.nn returns the last cell state alone"
     if cell not in _FUNCTIONS:
         return f"torch.nn has no {cell}"
     if loop.lengths is not None:
@@ -35,8 +45,8 @@ def reason_against(
     return None
 
 
-def outputs(config: Config, loop: LoopInputs) -> tuple[Tensor, Tensor, Tensor | None]:
-    """y [T, B, D, R], h_n and c_n of one layer."""
+def outputs(config: Config, loop: LoopInputs) -> Outputs:
+    """The outputs of one layer."""
     weights = []
     for d in range(len(config.reverse)):
         names = ("w_ih", "w_hh", "b_ih", "b_hh", "w_hr")
@@ -54,4 +64,4 @@ def outputs(config: Config, loop: LoopInputs) -> tuple[Tensor, Tensor, Tensor | 
             loop.x, hx, weights, loop.b_ih is not None, 1, 0.0, trains, bidirectional, False
         )
     y = y.unflatten(-1, (len(config.reverse), -1))
-    return y, states[0], states[1] if loop.c0 is not None else None
+    return Outputs(y, states[0], states[1] if loop.c0 is not None else None, None)

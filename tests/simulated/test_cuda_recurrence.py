@@ -155,7 +155,7 @@ def test_weights_that_reach_registers_in_several_turns(units, dtype, seed, monke
     torch.ops.bptt.simulate(seed, PROCESSORS)
     cut = {"tier": "grid", "team": -(-200 // units), "units": units, "rows": 8, "passes": 1}
 
-    def plan(cell, kind, sizes, projected, backward, device):
+    def plan(cell, kind, sizes, projected, backward, device, *_):
         limits = gpu.device_limits(device)
         planned = gpu.make_plan(cell, gpu.number_of(kind), sizes, False, backward, limits, "step")
         return replace(planned, **cut, parts=1, held=1, threads=96, waves=1)

@@ -195,7 +195,7 @@ def tier(name: str) -> Provider:
 def _in_tier(name: str) -> Iterator[None]:
     def plan_for(
         cell: str, dtype: torch.dtype, sizes: Any, projected: bool, backward: bool,
-        device: torch.device,
+        device: torch.device, *_: Any,
     ) -> gpu.Plan:  # fmt: skip
         number, limits = gpu.number_of(dtype), gpu.device_limits(device)
         return gpu.make_plan(cell, number, sizes, projected, backward, limits, name)

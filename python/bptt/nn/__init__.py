@@ -1,6 +1,6 @@
 """Recurrent layers and cells that take the place of torch.nn's."""
 
 from .cells import GRUCell, LSTMCell, RNNCell
-from .layers import GRU, LSTM, RNN
+from .layers import CIFG, GRU, LSTM, RNN, SLSTM, IndRNN
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
+__all__ = ["CIFG", "GRU", "LSTM", "RNN", "SLSTM", "GRUCell", "IndRNN", "LSTMCell", "RNNCell"]

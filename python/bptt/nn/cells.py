@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from .. import checks, functional, stack
-from ..cells import CELLS, States
+from ..cells import States
+from ..single_step import cell_step
 from .layers import Device
 
 
@@ -56,19 +56,8 @@ class RecurrentCell(nn.RNNCellBase):
     ) -> States:
         """The cell's equations on `x [..., I]` and `states [..., H]`."""
         b_ih, b_hh = rest[:2] if len(rest) > 1 else (None, None)
-        peepholes = rest[-1].chunk(3) if self.peephole else None
-        gates, hidden = self._gates, self.hidden_size
-
-        def recur(operand: Tensor, which: slice = slice(None)) -> tuple[Tensor, ...]:
-            first, last, _ = which.indices(gates)
-            w, b = w_hh, b_hh
-            if last - first < gates:
-                rows = slice(first * hidden, last * hidden)
-                w, b = w[rows], None if b is None else b[rows]
-            return F.linear(operand, w, b).chunk(last - first, -1)
-
-        gates_x = F.linear(x, w_ih, b_ih).chunk(gates, -1)
-        return CELLS[self._cell_name].step(gates_x, recur, states, peepholes)
+        w_unit = rest[-1] if self.peephole else None
+        return cell_step(self._cell_name, x, states, w_ih, w_hh, b_ih, b_hh, w_unit)
 
     def _weights(self) -> tuple[list[Any], list[tuple[int, ...]], list[str]]:
         """The weights as they are now, the shape each must have, and their names."""
@@ -215,7 +204,7 @@ class LSTMCell(RecurrentCell):
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
         if hx is not None:
-            checks.check_state_type(self._kind, hx, True)
+            checks.check_state_type(self._kind, hx, ("h", "c"))
             hx = (hx[0], hx[1])
         h, c = self._step(input, hx, 2)
         return h, c
@@ -228,5 +217,5 @@ class LSTMCell(RecurrentCell):
 def _single(cell: RecurrentCell, hx: Any) -> tuple[Any, ...] | None:
     if hx is None:
         return None
-    checks.check_state_type(cell._kind, hx, False)
+    checks.check_state_type(cell._kind, hx, ("h",))
     return (hx,)

@@ -1,5 +1,8 @@
 """The layers RNN, GRU and LSTM: torch.nn's constructor, parameters and contract on bptt's engines.
 
+They have options of their own (`bptt.options.Options`), and beside them stand CIFG, SLSTM and
+IndRNN, which torch.nn does not have.
+
 They derive from `torch.nn.RNNBase`, not from `torch.nn.LSTM` and its like: Dynamo refuses to trace
 those. `bptt.convert` and `bptt.to_torch` swap layers either way.
 """
@@ -11,10 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
+from typing_extensions import Unpack
 
 from .. import functional
+from ..cells import CELLS, PLAIN_CELLS
 from ..checks import Call, check_merge_mode, check_recompute
+from ..control import PLAIN
 from ..grad_norms import GradientNorms
+from ..options import PLAIN_OPTIONS, OptionNames, Options
 
 Device = torch.device | str | int | None
 
@@ -31,21 +38,51 @@ class RecurrentLayer(nn.RNNBase):
     merge_mode: str | None = "concat"
     peephole: bool = False
     recompute: bool | str = False
+    options: Options = PLAIN_OPTIONS
+    learn_initial_state: bool = False
+    _has_options = False
     _unfinished = False
     _kind = ""
     _gates = 0
 
     def __init__(
-        self, mode: str, *args: Any, merge_mode: str | None, recompute: bool | str, **kwargs: Any
+        self,
+        mode: str,
+        *args: Any,
+        merge_mode: str | None,
+        recompute: bool | str,
+        learn_initial_state: bool,
+        options: OptionNames,
+        **kwargs: Any,
     ) -> None:
         bidirectional = kwargs["bidirectional"]
         check_merge_mode(merge_mode, bidirectional)
         self.merge_mode = merge_mode
         check_recompute(recompute)
         self.recompute = recompute
+        if not isinstance(learn_initial_state, bool):
+            raise TypeError(
+                f"{self._kind}: learn_initial_state must be a bool, got {learn_initial_state!r}"
+            )
+        self.learn_initial_state = learn_initial_state
+        if options:
+            self.options = functional.layer_options(self._kind, self._shape(kwargs), **options)
+            self._has_options = self.options != PLAIN_OPTIONS
         self._unfinished = True
         super().__init__(mode, *args, **kwargs)
+        if self.hidden_size % self.options.num_heads:
+            raise ValueError(
+                f"{self._kind}: num_heads must divide hidden_size = {self.hidden_size}, got "
+                f"{self.options.num_heads}"
+            )
         del self._unfinished
+
+    def _shape(self, arguments: dict[str, Any]) -> functional.LayerShape:
+        """What decides which options a layer can have, besides its kind."""
+        reset_before = not getattr(self, "reset_after", True)
+        return functional.LayerShape(
+            bool(arguments.get("proj_size")), bool(self.peephole), reset_before
+        )
 
     @property
     def _cell_name(self) -> str:
@@ -60,9 +97,57 @@ class RecurrentLayer(nn.RNNBase):
         lengths: Tensor | None = None,
         resets: Tensor | None = None,
         grad_norms: GradientNorms | None = None,
-    ) -> tuple[Any, Any]:
+        return_cells: bool = False,
+    ) -> tuple[Any, ...]:
         """Run the layer; the arguments and results are those of the class's description."""
-        call = Call(
+        call = self._call(return_cells)
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        if hx is None and self.learn_initial_state:
+            hx = self._initial_state(input, 3, 0 if self.batch_first else 1)
+        return functional.run(call, input, hx, weights, lengths, resets, grad_norms)
+
+    def step(
+        self, input: Tensor, hx: Any = None, *, resets: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        """Take one time step of a stream.
+
+            state = None
+            for x_t in stream:
+                y_t, state = layer.step(x_t, state)
+
+        In training each step draws masks of its own, also of `recurrent_dropout`.
+
+        Args:
+            input: `[B, I]`, or `[I]` for a single sequence.
+            hx: the state as the layer takes and returns it, `[L, B, R]` (`[L, R]`); None at the
+                start.
+            resets: bool `[B]` (`[]`); true where the state is zeroed before the step.
+
+        Returns:
+            The output `[B, R]` (`[R]`) and the state after the step.
+
+        Raises:
+            ValueError: the layer is bidirectional: its second direction starts at the end.
+        """
+        if self.bidirectional:
+            raise ValueError(
+                f"{self._kind}: step needs a layer of one direction; the reverse one starts at the "
+                "end of a sequence"
+            )
+        if hx is None and self.learn_initial_state:
+            hx = self._initial_state(input, 2, 0)
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        return functional.step(self._call(False), input, hx, weights, resets)
+
+    def _call(self, return_cells: bool) -> Call:
+        """The options of a call."""
+        if return_cells and not CELLS[self._cell_name].has_cell_state:
+            raise ValueError(f"{self._kind}: return_cells needs a layer with a cell state")
+        options, control = self.options, PLAIN
+        controlled = self._has_options or self._nonlinearity != ""
+        if controlled:
+            control = options.control(self.training, self._nonlinearity)
+        return Call(
             self._kind,
             self._cell_name,
             self._gates,
@@ -75,9 +160,37 @@ class RecurrentLayer(nn.RNNBase):
             self.dropout if self.training else 0.0,
             self.batch_first,
             self.recompute,
+            options,
+            control,
+            float(options.weight_drop) if self.training else 0.0,
+            return_cells,
+            controlled or self._cell_name not in PLAIN_CELLS,
         )
-        weights = [getattr(self, name) for name in self._flat_weights_names]
-        return functional.run(call, input, hx, weights, lengths, resets, grad_norms)
+
+    @property
+    def _nonlinearity(self) -> str:
+        """An activation of the hidden state that is not the cell's own, or ""."""
+        return ""
+
+    def _initial_state(self, input: Any, rank: int, axis: int) -> Any:
+        """The learned initial state for an input, whose batch is an axis of that rank.
+
+        None for what is no input: the checks to come say why.
+        """
+        states = [getattr(self, name) for name in self._initial_names()]
+        batch: int | None = None
+        if isinstance(input, PackedSequence):
+            batch = int(input.batch_sizes[0])
+        elif not isinstance(input, Tensor) or input.dim() not in (rank - 1, rank):
+            return None
+        elif input.dim() == rank:
+            batch = input.shape[axis]
+        if batch is not None:
+            states = [s.unsqueeze(1).expand(-1, batch, -1) for s in states]
+        return states[0] if len(states) == 1 else tuple(states)
+
+    def _initial_names(self) -> list[str]:
+        return [f"initial_{name}" for name in CELLS[self._cell_name].states]
 
     def flatten_parameters(self) -> None:
         """Do nothing: no backend needs the weights in one chunk of memory. Kept for torch.nn."""
@@ -86,7 +199,20 @@ class RecurrentLayer(nn.RNNBase):
         shown = super().extra_repr()
         if self.merge_mode != "concat":
             shown += f", merge_mode={self.merge_mode}"
-        return f"{shown}, recompute={self.recompute}" if self.recompute else shown
+        if self.recompute:
+            shown += f", recompute={self.recompute}"
+        for name, value in self.options.asked().items():
+            shown += f", {name}={value}"
+        return f"{shown}, learn_initial_state=True" if self.learn_initial_state else shown
+
+    def reset_parameters(self) -> None:
+        """Draw the weights as torch.nn does; gains start at one, learned initial states at zero."""
+        super().reset_parameters()
+        for name, parameter in self.named_parameters(recurse=False):
+            if name.startswith("gain_"):
+                nn.init.ones_(parameter)
+            elif name.startswith(("initial_", "bias_c")):
+                nn.init.zeros_(parameter)
 
     # --- nn.RNNBase's bookkeeping ---
 
@@ -121,13 +247,32 @@ class RecurrentLayer(nn.RNNBase):
                 if name.startswith("weight_ih_l") and not name.startswith("weight_ih_l0"):
                     rows, width = weight.shape
                     setattr(self, name, nn.Parameter(weight.new_empty(rows, width // directions)))
-        if self.peephole:
-            for names in self._all_weights:
-                name = names[0].replace("weight_ih", "weight_peephole")
-                like = getattr(self, names[0])
-                setattr(self, name, nn.Parameter(like.new_empty(3 * self.hidden_size)))
-                names.append(name)
-            self._flat_weights_names = [name for names in self._all_weights for name in names]
+        self._add_own_parameters()
+        if self.learn_initial_state:
+            directions = 2 if self.bidirectional else 1
+            for k, name in enumerate(self._initial_names()):
+                width = self.proj_size if k == 0 and self.proj_size else self.hidden_size
+                like = getattr(self, self._flat_weights_names[0])
+                state = like.new_empty(self.num_layers * directions, width)
+                setattr(self, name, nn.Parameter(state))
+
+    def _add_own_parameters(self) -> None:
+        """Give each layer and direction the weights that torch.nn does not know of."""
+        call = self._call(False)
+        wanted = call.names()
+        for names in self._all_weights:
+            suffix = names[0].removeprefix("weight_ih")
+            first = getattr(self, names[0])
+            for kind, shape in zip(
+                wanted, call.shapes(self.hidden_size, first.shape[1]), strict=True
+            ):
+                name = kind + suffix
+                if name not in names:
+                    names.append(name)
+                elif getattr(self, name).shape == shape:
+                    continue
+                setattr(self, name, nn.Parameter(first.new_empty(shape)))
+        self._flat_weights_names = [name for names in self._all_weights for name in names]
 
 
 class RNN(RecurrentLayer):
@@ -143,7 +288,12 @@ class RNN(RecurrentLayer):
         recompute: whether the backward pass rebuilds the gates instead of keeping them: less memory
             between the passes, one more matrix product. "auto": where they would take more than
             256 MB.
+        learn_initial_state: whether the state at the start, where hx is None, is a parameter:
+            `initial_h` (and `initial_c`, ...) of shape `[L*D, H]`, zeros at first. Resets still
+            set a state to zero.
         proj_size: not for this layer; there to refuse it as torch.nn does.
+        options: regularisation, normalisation and control of gradients, all of them keywords:
+            `bptt.options.Options`.
 
     Forward:
         input: `[T, B, I]`, `[B, T, I]` with `batch_first`, `[T, I]`, or a PackedSequence.
@@ -153,6 +303,8 @@ class RNN(RecurrentLayer):
             state is zeroed before that step.
         grad_norms: keyword; a `bptt.GradientNorms` that takes down the norm of the gradient at each
             step in the backward pass.
+        return_cells: keyword, of layers with a cell state; whether to return, third, a tuple with
+            all cell states of each layer, `[T, B, D*H]` laid out as the output.
         Returns the output and the final hidden state `[L*D, B, H]`.
 
     Parameters: as in torch.nn, under the same names, with the same initial values under one seed.
@@ -177,7 +329,9 @@ class RNN(RecurrentLayer):
         *,
         merge_mode: str | None = "concat",
         recompute: bool | str = False,
+        learn_initial_state: bool = False,
         proj_size: int | None = None,
+        **options: Unpack[OptionNames],
     ) -> None:
         _refuse_projection(proj_size)
         functional.rnn_cell_name(nonlinearity)
@@ -196,17 +350,24 @@ class RNN(RecurrentLayer):
             dtype=dtype,
             merge_mode=merge_mode,
             recompute=recompute,
+            learn_initial_state=learn_initial_state,
+            options=options,
         )
         self.mode = f"RNN_{nonlinearity.upper()}"
 
     @property
     def _cell_name(self) -> str:
-        return functional.rnn_cell_name(self.nonlinearity)
+        return functional.rnn_cell_name(self.nonlinearity, self.options)
+
+    @property
+    def _nonlinearity(self) -> str:
+        return functional.chosen_nonlinearity(self._cell_name, self.nonlinearity)
 
     def extra_repr(self) -> str:
         # torch.nn's repr does not show relu either.
         shown = super().extra_repr()
-        return f"{shown}, nonlinearity=sigmoid" if self.nonlinearity == "sigmoid" else shown
+        usual = self.nonlinearity in ("tanh", "relu")
+        return shown if usual else f"{shown}, nonlinearity={self.nonlinearity}"
 
 
 class GRU(RecurrentLayer):
@@ -219,7 +380,7 @@ class GRU(RecurrentLayer):
             dtype: as in torch.nn.
         reset_after: whether the reset gate acts after the recurrent product (torch.nn's way) or
             before it (the paper's).
-        merge_mode, recompute: as in `RNN`.
+        merge_mode, recompute, learn_initial_state, options: as in `RNN`.
         proj_size: not for this layer; there to refuse it as torch.nn does.
 
     Forward, parameters: as in `RNN`.
@@ -244,7 +405,9 @@ class GRU(RecurrentLayer):
         reset_after: bool = True,
         merge_mode: str | None = "concat",
         recompute: bool | str = False,
+        learn_initial_state: bool = False,
         proj_size: int | None = None,
+        **options: Unpack[OptionNames],
     ) -> None:
         _refuse_projection(proj_size)
         self.reset_after = reset_after
@@ -261,11 +424,13 @@ class GRU(RecurrentLayer):
             dtype=dtype,
             merge_mode=merge_mode,
             recompute=recompute,
+            learn_initial_state=learn_initial_state,
+            options=options,
         )
 
     @property
     def _cell_name(self) -> str:
-        return functional.gru_cell_name(self.reset_after)
+        return functional.gru_cell_name(self.reset_after, self.options)
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
@@ -283,7 +448,7 @@ class LSTM(RecurrentLayer):
         peephole: whether the gates see the cell state (Gers and Schmidhuber 2000), through the
             parameters `weight_peephole_l{k}` and `weight_peephole_l{k}_reverse` of shape `[3*H]`,
             in the order i, f, o.
-        merge_mode, recompute: as in `RNN`.
+        merge_mode, recompute, learn_initial_state, options: as in `RNN`.
 
     Forward: as in `RNN`, with hx a pair `(h_0 [L*D, B, R], c_0 [L*D, B, H])` where R is proj_size
     or H, and the final states such a pair.
@@ -311,6 +476,8 @@ class LSTM(RecurrentLayer):
         peephole: bool = False,
         merge_mode: str | None = "concat",
         recompute: bool | str = False,
+        learn_initial_state: bool = False,
+        **options: Unpack[OptionNames],
     ) -> None:
         self.peephole = peephole
         super().__init__(
@@ -327,15 +494,211 @@ class LSTM(RecurrentLayer):
             dtype=dtype,
             merge_mode=merge_mode,
             recompute=recompute,
+            learn_initial_state=learn_initial_state,
+            options=options,
         )
 
     @property
     def _cell_name(self) -> str:
-        return functional.lstm_cell_name(self.peephole)
+        return functional.lstm_cell_name(self.peephole, self.options)
 
     def extra_repr(self) -> str:
         shown = super().extra_repr()
         return f"{shown}, peephole={self.peephole}" if self.peephole else shown
+
+
+class CIFG(RecurrentLayer):
+    """A long short-term memory with coupled input and forget gates: three quarters of the weights.
+
+    Equations, shapes and sources: `bptt.functional.cifg`. Gate order f, g, o.
+
+    Args, Forward: as in `LSTM`, without peepholes.
+
+    Parameters: under the names of `LSTM`, with 3*H rows.
+    """
+
+    _kind = "CIFG"
+    _gates = 3
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        merge_mode: str | None = "concat",
+        recompute: bool | str = False,
+        learn_initial_state: bool = False,
+        **options: Unpack[OptionNames],
+    ) -> None:
+        super().__init__(
+            "LSTM",  # nn.RNNBase knows it to take a projection; `_add_parameters` mends the rows
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            proj_size=proj_size,
+            device=device,
+            dtype=dtype,
+            merge_mode=merge_mode,
+            recompute=recompute,
+            learn_initial_state=learn_initial_state,
+            options=options,
+        )
+        self.mode = self._kind
+
+    @property
+    def _cell_name(self) -> str:
+        return "cifg"
+
+
+class SLSTM(RecurrentLayer):
+    """An sLSTM (Beck et al. 2024): exponential gating with a normaliser and a stabiliser state.
+
+    Equations, shapes and sources: `bptt.functional.slstm`. Gate order i, f, z, o.
+
+    Args: as in `RNN`; `num_heads` makes the recurrent weights block-diagonal, as in the paper.
+
+    Forward: as in `RNN`, with hx a tuple (h, c, n, m) of `[L*D, B, H]` each, and the final states
+    such a tuple. All zeros is the empty state.
+
+    Parameters: under the names and in the shapes of `LSTM`.
+    """
+
+    _kind = "SLSTM"
+    _gates = 4
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        merge_mode: str | None = "concat",
+        recompute: bool | str = False,
+        learn_initial_state: bool = False,
+        proj_size: int | None = None,
+        **options: Unpack[OptionNames],
+    ) -> None:
+        _refuse_projection(proj_size)
+        if learn_initial_state is True:
+            raise ValueError(
+                "SLSTM: learn_initial_state is not for this layer: c, n and m are one number in "
+                "three, which gradient steps would tear apart"
+            )
+        super().__init__(
+            "LSTM",
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            device=device,
+            dtype=dtype,
+            merge_mode=merge_mode,
+            recompute=recompute,
+            learn_initial_state=learn_initial_state,
+            options=options,
+        )
+        self.mode = self._kind
+
+    @property
+    def _cell_name(self) -> str:
+        return "slstm"
+
+
+class IndRNN(RecurrentLayer):
+    """An independently recurrent network (Li et al. 2018).
+
+    Equations, shapes and sources: `bptt.functional.indrnn`.
+
+    Args, Forward: as in `RNN`; the nonlinearity is relu unless another is chosen.
+
+    Parameters: under the names of `RNN`; `weight_hh_l{k}` is the vector u `[H]`, drawn from [0, 1],
+    as in the paper's experiments; the others are drawn as torch.nn draws them.
+    """
+
+    nonlinearity: str
+    _kind = "IndRNN"
+    _gates = 1
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "relu",
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        device: Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        merge_mode: str | None = "concat",
+        recompute: bool | str = False,
+        learn_initial_state: bool = False,
+        proj_size: int | None = None,
+        **options: Unpack[OptionNames],
+    ) -> None:
+        _refuse_projection(proj_size)
+        functional.rnn_cell_name(nonlinearity)
+        self.nonlinearity = nonlinearity
+        super().__init__(
+            "RNN_RELU",
+            input_size,
+            hidden_size,
+            num_layers=num_layers,
+            bias=bias,
+            batch_first=batch_first,
+            dropout=dropout,
+            bidirectional=bidirectional,
+            device=device,
+            dtype=dtype,
+            merge_mode=merge_mode,
+            recompute=recompute,
+            learn_initial_state=learn_initial_state,
+            options=options,
+        )
+        self.mode = self._kind
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        super().reset_parameters()
+        for name in self._flat_weights_names:
+            if name.startswith("weight_hh"):
+                nn.init.uniform_(getattr(self, name))
+
+    @property
+    def _cell_name(self) -> str:
+        return "indrnn"
+
+    @property
+    def _nonlinearity(self) -> str:
+        return functional.chosen_nonlinearity("indrnn", self.nonlinearity)
+
+    def extra_repr(self) -> str:
+        shown = super().extra_repr()
+        usual = self.nonlinearity == "relu"
+        return shown if usual else f"{shown}, nonlinearity={self.nonlinearity}"
 
 
 def _refuse_projection(proj_size: int | None) -> None:

@@ -1,0 +1,91 @@
+// What a loop does to the states and gradients of a cell, on vectors of neighbouring units; see
+// `Control` in params.h. With kOn false nothing of it is compiled.
+#pragma once
+
+#include <type_traits>
+
+#include "normalize.h"
+#include "random.h"
+#include "worker.h"
+
+namespace bptt {
+namespace {
+
+// One unit after another in time, of one row and direction.
+struct Place {
+  int64_t row, unit, time, direction;
+};
+
+template <class T, bool kOn>
+class Controls {
+ public:
+  using V = Vec<T>;
+  using Math = std::conditional_t<kOn, ChosenMath<T>, PlainMath>;
+
+  Controls(const Control& control, const Masks& masks) : c_(control), masks_(masks) {}
+
+  BPTT_INLINE Math math() const {
+    if constexpr (kOn) {
+      return {c_.gates, c_.states, static_cast<T>(c_.cell_bound)};
+    } else {
+      return {};
+    }
+  }
+
+  BPTT_INLINE bool zones_out(int state) const { return kOn && rate(state) > 0; }
+  BPTT_INLINE bool samples() const { return c_.sampled; }
+  BPTT_INLINE bool drops() const { return kOn && c_.recurrent_dropout > 0; }
+  BPTT_INLINE bool norms_gradients() const { return kOn && c_.gradient_norm > 0; }
+
+  // 1 where a state stays what it was, else 0; or the probability of that.
+  V stays(int state, const Place& at) const {
+    if (!c_.sampled) return V(static_cast<T>(rate(state)));
+    T values[V::kLanes];
+    for (int lane = 0; lane < V::kLanes; ++lane) {
+      const RandomWords words = draw_at(static_cast<uint64_t>(*c_.seed), Draw::kZoneout,
+                                        at.unit + lane, at.row, at.time, at.direction);
+      values[lane] = happens(words.word[state == 0 ? 0 : 1], rate(state)) ? T(1) : T(0);
+    }
+    return load(values);
+  }
+
+  // What recurrent dropout multiplies a hidden state with on its way into products.
+  V kept_by_dropout(int64_t row, int64_t unit, int64_t direction) const {
+    const double p = c_.recurrent_dropout;
+    const T scale = static_cast<T>(p < 1 ? 1 / (1 - p) : 0);
+    T values[V::kLanes];
+    for (int lane = 0; lane < V::kLanes; ++lane) {
+      const RandomWords words = draw_at(static_cast<uint64_t>(*c_.seed), Draw::kRecurrentDropout,
+                                        unit + lane, row, 0, direction);
+      values[lane] = happens(words.word[0], p) ? T(0) : scale;
+    }
+    return load(values);
+  }
+
+  // Whether no gradient passes from step t of a row to the step that it took before.
+  BPTT_INLINE bool cuts(int64_t t, int64_t row, bool backwards) const {
+    if (!kOn || c_.truncate == 0) return false;
+    const int64_t border = backwards ? t + 1 : t;
+    return border > 0 && border < masks_.length(row) && border % c_.truncate == 0;
+  }
+
+  BPTT_INLINE V bounded(V dh) const {
+    if (!kOn || c_.gradient_bound == 0) return dh;
+    const T bound = static_cast<T>(c_.gradient_bound);
+    return limited(dh, V(-bound), V(bound));
+  }
+  // What a row of gradients of this squared norm is multiplied with.
+  T shrink(T squares) const {
+    const T most = static_cast<T>(c_.gradient_norm), norm = root(squares);
+    return norm > most ? most / norm : T(1);
+  }
+
+ private:
+  BPTT_INLINE double rate(int state) const { return state == 0 ? c_.zoneout_h : c_.zoneout_c; }
+
+  const Control c_;
+  const Masks masks_;
+};
+
+}  // namespace
+}  // namespace bptt

@@ -9,6 +9,7 @@ those. `bptt.convert` and `bptt.to_torch` swap layers either way.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -214,6 +215,36 @@ class RecurrentLayer(nn.RNNBase):
             elif name.startswith(("initial_", "bias_c")):
                 nn.init.zeros_(parameter)
 
+    # --- what subclasses of torch.nn's layers call ---
+
+    def get_expected_cell_size(
+        self, input: Tensor, batch_sizes: Tensor | None
+    ) -> tuple[int, int, int]:
+        """The shape of a cell state for an input, `(L*D, B, H)`, as nn.LSTM has it."""
+        rows, batch, _ = self.get_expected_hidden_size(input, batch_sizes)
+        return rows, batch, self.hidden_size
+
+    def check_forward_args(self, input: Tensor, hidden: Any, batch_sizes: Tensor | None) -> None:
+        """Check an input and states of full rank, as torch.nn's layer of the kind does.
+
+        Raises:
+            ValueError, RuntimeError: as in torch.nn.
+        """
+        if len(CELLS[self._cell_name].states) == 1:
+            super().check_forward_args(input, hidden, batch_sizes)
+            return
+        self.check_input(input, batch_sizes)
+        sizes = (self.get_expected_hidden_size, self.get_expected_cell_size)
+        for k, state in enumerate(hidden):
+            size = sizes[min(k, 1)](input, batch_sizes)
+            self.check_hidden_size(state, size, f"Expected hidden[{k}] size {{}}, got {{}}")
+
+    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+        """The states with their batch in another order."""
+        if permutation is None or isinstance(hx, Tensor):
+            return super().permute_hidden(hx, permutation)
+        return tuple(super(RecurrentLayer, self).permute_hidden(s, permutation) for s in hx)
+
     # --- nn.RNNBase's bookkeeping ---
 
     @property
@@ -222,8 +253,24 @@ class RecurrentLayer(nn.RNNBase):
         return [getattr(self, name, None) for name in self._flat_weights_names]
 
     @_flat_weights.setter
-    def _flat_weights(self, weights: list[Any]) -> None:
-        """Accept what nn.RNNBase and its users assign; the weights themselves say it already."""
+    def _flat_weights(self, weights: Sequence[Any]) -> None:
+        """Make the attributes what is assigned; None leaves one as it is.
+
+        Raises:
+            ValueError: not as many as the layer has weights.
+        """
+        names = self._flat_weights_names
+        if len(weights) != len(names):
+            raise ValueError(
+                f"{self._kind}: _flat_weights must hold {len(names)} tensors "
+                f"({', '.join(names)}), got {len(weights)}"
+            )
+        for name, weight in zip(names, weights, strict=True):
+            if weight is None or weight is getattr(self, name, None):
+                continue
+            if not isinstance(weight, nn.Parameter):  # torch refuses it in a parameter's place
+                self._parameters.pop(name, None)
+            setattr(self, name, weight)
 
     def __setattr__(self, name: str, value: Any) -> None:
         # Past nn.RNNBase, which would enter the value in its list of weights.

@@ -1,4 +1,6 @@
-"""Does a layer stand in for torch.nn's where other code takes hold of it: attributes, methods, tools?"""
+"""Does a layer stand in for torch.nn's where other code takes hold of it: methods, tracers?"""
+
+import logging
 
 import pytest
 import torch
@@ -115,5 +117,107 @@ def test_parameters_assigned_to_flat_weights_stay_parameters():
 
 def test_flat_weights_of_another_number_are_refused():
     layer = bptt.GRU(5, 6)
-    with pytest.raises(ValueError, match="_flat_weights must hold 4 tensors .*, got 3"):
+    with pytest.raises(ValueError, match=r"must hold 4 tensors .*, got 3"):
         layer._flat_weights = layer._flat_weights[:3]
+
+
+# --- torch.fx -----------------------------------------------------------------------------------
+
+
+class Net(nn.Module):
+    """A recurrent module whose caller gives it a state or does not."""
+
+    def __init__(self, rnn):
+        super().__init__()
+        self.rnn = rnn
+
+    def forward(self, x, hx=None):
+        out = self.rnn(x, hx)
+        return out[0] if isinstance(self.rnn, nn.RNNBase | nn.LSTMCell | bptt.LSTMCell) else out
+
+
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_torch_fx_keeps_a_module_whole(name):
+    theirs, ours = pair(name, 5, 6)
+    traced = torch.fx.symbolic_trace(Net(ours))
+    expected = torch.fx.symbolic_trace(Net(theirs))
+    assert [(n.op, n.target) for n in traced.graph.nodes] == [
+        (n.op, n.target) for n in expected.graph.nodes
+    ]
+    x = torch.randn(3, 5) if name in CELLS else torch.randn(4, 3, 5)
+    torch.testing.assert_close(traced(x), Net(ours)(x))
+    assert torch.fx.symbolic_trace(traced).code == traced.code
+
+
+def test_torch_fx_keeps_the_keywords_of_a_call():
+    class Lengths(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = bptt.LSTM(5, 6)
+
+        def forward(self, x, lengths):
+            out = self.rnn(x, lengths=lengths, return_cells=True)
+            return out[0] + out[2][0]
+
+    net, x, lengths = Lengths(), torch.randn(4, 3, 5), torch.tensor([4, 1, 2])
+    traced = torch.fx.symbolic_trace(net)
+    torch.testing.assert_close(traced(x, lengths), net(x, lengths))
+
+
+def test_torch_fx_cannot_look_into_a_layer():
+    with pytest.raises(torch.fx.proxy.TraceError, match=r"bptt\.GRU is one node to torch.fx"):
+        torch.fx.symbolic_trace(bptt.GRU(5, 6))
+
+
+# --- functionalize, TorchScript, FSDP -----------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_functionalize(name):
+    layer, x = getattr(bptt, name)(5, 6, bidirectional=True), torch.randn(4, 3, 5)
+
+    def loss(x):
+        return layer(x)[0].square().sum()
+
+    functional = torch.func.functionalize(loss)
+    torch.testing.assert_close(functional(x), loss(x))
+    x.requires_grad_()
+    (expected,) = torch.autograd.grad(loss(x), x)
+    torch.testing.assert_close(torch.autograd.grad(functional(x), x)[0], expected)
+    torch.testing.assert_close(torch.func.grad(functional)(x), expected)
+    graph = torch.fx.experimental.proxy_tensor.make_fx(functional)(x.detach()).graph
+    ops = [n.target for n in graph.nodes if str(n.target).startswith("bptt.recurrence")]
+    assert ops == [torch.ops.bptt.recurrence_forward.default], "it is the kernel that was traced"
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("name", LAYERS + CELLS)
+def test_torch_jit_script_says_what_to_do(name):
+    with pytest.raises(RuntimeError, match=rf"cannot compile bptt\.{name}.*bptt\.to_torch"):
+        torch.jit.script(nn.Sequential(getattr(bptt, name)(5, 6)))
+
+
+@pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+def test_torch_jit_trace_without_gradients_is_for_any_shape():
+    layer = bptt.LSTM(5, 6, num_layers=2, bidirectional=True)
+    with pytest.raises(RuntimeError, match=r"cannot record the gradients.*bptt\.to_torch"):
+        torch.jit.trace(layer, torch.randn(4, 3, 5))
+    with torch.no_grad():
+        traced = torch.jit.trace(layer, torch.randn(4, 3, 5))
+        x = torch.randn(7, 2, 5)
+        torch.testing.assert_close(traced(x), layer(x))
+
+
+def test_convert_after_fully_shard_says_to_convert_first(caplog):
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    try:
+        model = torch.distributed.fsdp.fully_shard(
+            nn.GRU(5, 6), mesh=torch.distributed.init_device_mesh("cpu", (1,))
+        )
+        with caplog.at_level(logging.WARNING, "bptt"):
+            bptt.convert(model)
+    finally:
+        torch.distributed.destroy_process_group()
+    assert "convert the model before sharding it" in caplog.text

@@ -206,8 +206,9 @@ def check_input(call: Call, x: Tensor, weight: Any) -> None:
         )
     if x.dtype != weight.dtype:
         raise DtypeError(
-            f"{call.kind}: input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
-            f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype})"
+            f"RNN input dtype ({x.dtype}) does not match weight dtype ({weight.dtype}). "
+            f"Convert input: input.to({weight.dtype}), or convert model: model.to({x.dtype}) "
+            f"({call.kind})"
         )
     if not x.is_floating_point() and not x.is_complex():
         raise DtypeError(

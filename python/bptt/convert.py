@@ -207,6 +207,8 @@ def _why_not_torch(module: nn.Module) -> str | None:
 
 def _subclass_reason(cls: Class, known: dict[Class, Class]) -> str:
     base = next((c for c in cls.__mro__ if c in known), None)
+    if any(c.__name__ == "FSDPModule" for c in cls.__mro__):
+        return "fully_shard has given it a class of its own; convert the model before sharding it"
     if base is None:
         return "it is none of the layers and cells that both libraries have"
     if cls.forward is not base.forward:

@@ -7,8 +7,8 @@ products over all time steps and belong to torch.
 Three routes, chosen in `recurrence`:
 
 1. eager, `torch.func.grad` and `vmap`: the autograd Functions of `autograd.py`.
-2. `torch.compile` and `torch.export`: the registered op, opaque to the compiler, with the autograd
-   formula below.
+2. `torch.compile`, `torch.export` and `torch.func.functionalize`: the registered op, opaque to
+   whoever traces, with the autograd formula below.
 3. forward-mode AD, function transforms inside torch.compile, or the reference backend: the
    reference loop, made of ordinary differentiable operations.
 """
@@ -113,7 +113,13 @@ def recurrence(
     if functorch and x is not None and w_ih is not None:
         # The projection stays outside of the op: vmap knows how to batch it.
         loop = loop._replace(gates_x=project(x, w_ih, cell), x=None, w_ih=None)
-    if functorch or (needs_grad and not torch.compiler.is_compiling()):
+    opaque = torch.compiler.is_compiling() or functionalized()
+    if functorch or (needs_grad and not opaque):
+        if torch._C._is_tracing():
+            raise RuntimeError(
+                "torch.jit.trace cannot record the gradients of bptt's layers: trace under "
+                "torch.no_grad() for inference, or a model that bptt.to_torch has been given"
+            )
         y, h_n, c_n, _, cells = Loop.apply(config, *loop)
     else:
         keep = config.keep if needs_grad else KEEP_STATES if keep_cells else KEEP_NOTHING
@@ -167,8 +173,23 @@ def _transform_levels() -> tuple[bool, bool]:
 _transform_levels._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
+def functionalized() -> bool:
+    """Whether torch.func.functionalize is among the transforms at work."""
+    functorch = torch._C._functorch
+    if functorch.peek_interpreter_stack() is None:
+        return False
+    stack = functorch.get_interpreter_stack() or ()
+    return any(level.key() == functorch.TransformType.Functionalize for level in stack)
+
+
+functionalized._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
 def transforms_at_work() -> tuple[str | None, bool]:
-    """Why only differentiable operations will do, or None; and whether torch.func is at work."""
+    """Why only differentiable operations will do, or None; and whether torch.func is at work.
+
+    torch.func.functionalize by itself is not counted: it takes the op as torch.compile does.
+    """
     forward_mode, functorch = _transform_levels()
     # Reading the level a second time puts Dynamo's guard on it: what was compiled without
     # forward-mode AD would drop the tangents of dual tensors without a word.
@@ -176,6 +197,10 @@ def transforms_at_work() -> tuple[str | None, bool]:
         return "forward-mode AD runs through the differentiable reference loop", functorch
     if functorch and torch.compiler.is_compiling():
         return "torch.func inside torch.compile runs through the reference loop", functorch
+    if functorch and functionalized():
+        if len(torch._C._functorch.get_interpreter_stack()) == 1:
+            return None, False
+        return "functionalize with other transforms runs through the reference loop", functorch
     return None, functorch
 
 

@@ -12,14 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.proxy import Proxy
 
 from .. import checks, functional, stack
 from ..cells import States
 from ..single_step import cell_step
 from .layers import Device
+from .tracing import Traced
 
 
-class RecurrentCell(nn.RNNCellBase):
+class RecurrentCell(Traced, nn.RNNCellBase):
     """What the three cells share; use RNNCell, GRUCell or LSTMCell."""
 
     # A class attribute, so that a pickle older than the option loads with the option's default.
@@ -116,6 +118,9 @@ class RNNCell(RecurrentCell):
         return functional.RNN_CELLS[self.nonlinearity]
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if isinstance(input, Proxy) or isinstance(hx, Proxy):
+            node: Tensor = self._node(input, hx)
+            return node
         return self._step(input, _single(self, hx), 1)[0]
 
 
@@ -153,6 +158,9 @@ class GRUCell(RecurrentCell):
         return functional.gru_cell_name(self.reset_after)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        if isinstance(input, Proxy) or isinstance(hx, Proxy):
+            node: Tensor = self._node(input, hx)
+            return node
         return self._step(input, _single(self, hx), 1)[0]
 
     def extra_repr(self) -> str:
@@ -203,6 +211,9 @@ class LSTMCell(RecurrentCell):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
+        if isinstance(input, Proxy) or isinstance(hx, Proxy):
+            node: tuple[Tensor, Tensor] = self._node(input, hx)
+            return node
         if hx is not None:
             checks.check_state_type(self._kind, hx, ("h", "c"))
             hx = (hx[0], hx[1])

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.proxy import Proxy
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Unpack
 
@@ -23,11 +24,12 @@ from ..checks import Call, check_merge_mode, check_recompute
 from ..control import PLAIN
 from ..grad_norms import GradientNorms
 from ..options import PLAIN_OPTIONS, OptionNames, Options
+from .tracing import Traced
 
 Device = torch.device | str | int | None
 
 
-class RecurrentLayer(nn.RNNBase):
+class RecurrentLayer(Traced, nn.RNNBase):
     """What the three layers share; use RNN, GRU or LSTM.
 
     Weights are looked up by name at each call, so parametrizations, weight_norm,
@@ -101,6 +103,15 @@ class RecurrentLayer(nn.RNNBase):
         return_cells: bool = False,
     ) -> tuple[Any, ...]:
         """Run the layer; the arguments and results are those of the class's description."""
+        if isinstance(input, Proxy) or isinstance(hx, Proxy):
+            return self._node(
+                input,
+                hx,
+                lengths=lengths,
+                resets=resets,
+                grad_norms=grad_norms,
+                return_cells=return_cells,
+            )
         call = self._call(return_cells)
         weights = [getattr(self, name) for name in self._flat_weights_names]
         if hx is None and self.learn_initial_state:

@@ -75,7 +75,7 @@ class Loop(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], config: Config, *tensors: Any) -> Any:
-        fold = _Fold(info.batch_size, in_dims[1:], tensors)
+        fold = _Fold(info.batch_size, in_dims[1:], tensors, config)
         if fold.kind == "slices":
             return fold.by_slices(lambda slices: Loop.apply(config, *slices), in_dims[1:], tensors)
         outputs = Loop.apply(fold.config(config), *fold.loop())
@@ -155,7 +155,7 @@ class LoopGradients(torch.autograd.Function):
         *tensors: Any,
     ) -> Any:
         dims = in_dims[3:]
-        fold = _Fold(info.batch_size, dims[_LOOP], tensors[_LOOP])
+        fold = _Fold(info.batch_size, dims[_LOOP], tensors[_LOOP], config)
         if fold.kind == "slices":
             return fold.by_slices(
                 lambda slices: LoopGradients.apply(config, groups, needed, *slices), dims, tensors
@@ -181,15 +181,17 @@ class _Fold:
 
     Batched data with shared weights fold into the batch; batched weights fold into the directions,
     each model being a recurrence of its own. Lengths or resets per model fit neither, and neither
-    do random masks, which are functions of the place in a batch: then the models are run one by
-    one.
+    do random masks, which are functions of the place in a batch, nor the rows of a packed one: then
+    the models are run one by one.
     """
 
-    def __init__(self, size: int, dims: Sequence[Any], tensors: Sequence[Any]) -> None:
+    def __init__(
+        self, size: int, dims: Sequence[Any], tensors: Sequence[Any], config: Config
+    ) -> None:
         self.size, self.dims, self.tensors = size, dims, tensors
         loop = LoopInputs(*dims)
         batched = {n for n in LoopInputs._fields if getattr(loop, n) is not None}
-        if LoopInputs(*tensors).seed is not None:
+        if LoopInputs(*tensors).seed is not None or config.rows is not None:
             self.kind = "slices"
         elif not batched.intersection(WEIGHTS):
             self.kind = "batch"

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Unpack
 
-from . import checks, single_step, stack
+from . import checks, packed, single_step, stack
 from .cells import CELLS, PLAIN_CELLS
 from .checks import Call
 from .control import PLAIN
@@ -536,14 +536,14 @@ def _run(
     norms: GradientNorms | None,
 ) -> tuple[Any, ...]:
     """`run`, in eager mode where norms are asked for."""
-    kind, packed = call.kind, isinstance(input, PackedSequence)
+    kind, is_packed = call.kind, isinstance(input, PackedSequence)
     states = call.states
     has_cell_state = len(states) > 1
-    batched, places = True, None
+    batched = True
     if hx is not None:
         checks.check_state_type(kind, hx, states)
         hx = tuple(hx) if has_cell_state else (hx,)
-    if packed:
+    if is_packed:
         checks.check_packed(kind, input.data, input.batch_sizes, lengths, resets)
         x = input.data
     else:
@@ -562,14 +562,13 @@ def _run(
         weights = [stack.cast(w, dtype) for w in weights]
     checks.check_input(call, x, weights[0] if len(weights) else None)
     hidden, state = checks.check_weights(call, weights, x.shape[-1])
-    if packed:
-        x, lengths, places = stack.pad(x, input.batch_sizes)
-    elif lengths is not None:
+    if lengths is not None:
         lengths = checks.check_lengths(kind, lengths, x, batched)
     if resets is not None:
         resets = checks.check_resets(kind, resets, x, batched, call.batch_first)
 
-    rows, batch = call.num_layers * call.directions, x.shape[1]
+    rows = call.num_layers * call.directions
+    batch = int(input.batch_sizes[0]) if is_packed else x.shape[1]
     sizes = [(rows, batch, state)] + [(rows, batch, hidden)] * (len(states) - 1)
     if hx is None:
         zeros = torch.zeros(sizes[0], dtype=x.dtype, device=x.device)
@@ -581,24 +580,29 @@ def _run(
         if not batched:
             hx = tuple(s.unsqueeze(1) for s in hx)
         checks.check_states(kind, hx, x, sizes)
-        if packed and input.sorted_indices is not None:
+        if is_packed and input.sorted_indices is not None:
             hx = tuple(s.index_select(1, input.sorted_indices) for s in hx)
 
-    order = input.unsorted_indices if packed else None
+    order = input.unsorted_indices if is_packed else None
     layer_norms = start_norms(kind, norms, call.num_layers, order)
     with stack.without_autocast(device_type, dtype is not None):
         c0 = None
         if has_cell_state:
             c0 = hx[1] if len(hx) == 2 else torch.cat(hx[1:], -1)
-        output, h_n, c_n, cells = stack.run(
-            call, x, weights, hx[0], c0, lengths, resets, layer_norms
-        )
+        if is_packed:
+            output, h_n, c_n, cells = packed.run(
+                call, x, input.batch_sizes, weights, hx[0], c0, layer_norms
+            )
+        else:
+            output, h_n, c_n, cells = stack.run(
+                call, x, weights, hx[0], c0, lengths, resets, layer_norms
+            )
 
     last: tuple[Any, ...] = (h_n,)
     if c_n is not None:
         last = (h_n, c_n) if len(states) == 2 else (h_n, *c_n.chunk(len(states) - 1, -1))
-    if packed:
-        output = stack.pack(output, places, input)
+    if is_packed:
+        output = _each(output, lambda rows: _packed_like(input, rows))
         if input.unsorted_indices is not None:
             last = tuple(s.index_select(1, input.unsorted_indices) for s in last)
     elif not batched:
@@ -608,22 +612,20 @@ def _run(
         output = _each(output, lambda y: y.transpose(0, 1))
     if not call.keep_cells:
         return output, last if has_cell_state else last[0]
-    return output, last, _all_cells(call, cells, packed, places, input, batched)
+    return output, last, tuple(_laid_out(call, layer, input, batched) for layer in cells)
 
 
-def _all_cells(
-    call: Call, cells: Any, packed: bool, places: Tensor | None, input: Any, batched: bool
-) -> tuple[Any, ...]:
-    """The cell states of all steps, a tensor for each layer, laid out as the output is."""
-    laid = []
-    for layer in cells:
-        if packed:
-            laid.append(stack.pack(layer, places, input))
-        elif not batched:
-            laid.append(layer.squeeze(1))
-        else:
-            laid.append(layer.transpose(0, 1) if call.batch_first else layer)
-    return tuple(laid)
+def _packed_like(packed: PackedSequence, rows: Tensor) -> PackedSequence:
+    return PackedSequence(rows, packed.batch_sizes, packed.sorted_indices, packed.unsorted_indices)
+
+
+def _laid_out(call: Call, cells: Tensor, input: Any, batched: bool) -> Any:
+    """The cell states of all steps of a layer, as the output is laid out."""
+    if isinstance(input, PackedSequence):
+        return _packed_like(input, cells)
+    if not batched:
+        return cells.squeeze(1)
+    return cells.transpose(0, 1) if call.batch_first else cells
 
 
 def step(
@@ -674,6 +676,6 @@ def _step_states(call: Call, x: Tensor, hx: Any, hidden: int, state: int) -> tup
     return states
 
 
-def _each(output: Any, change: Callable[[Tensor], Tensor]) -> Any:
+def _each(output: Any, change: Callable[[Tensor], Any]) -> Any:
     """Change an output, or both of a pair."""
     return tuple(change(y) for y in output) if isinstance(output, tuple) else change(output)

@@ -16,6 +16,7 @@ from . import random, reference
 from .cells import CELLS
 from .control import PLAIN, Control
 from .grad_norms import LayerNorms
+from .rows import Rows
 
 KEEP_NOTHING, KEEP_STATES, KEEP_GATES = "nothing", "states", "gates"
 
@@ -28,6 +29,8 @@ class Config(NamedTuple):
         norms: where the backward pass leaves the norms of the hidden states' gradients, if asked.
         control: what the loop does besides running the cell.
         keep_cells: whether all cell states are an output.
+        rows: how the rows of x lie in its batch, where x is `[N, I]`: then the padded batch is made
+            anew when it is needed, and not kept.
     """
 
     backend: str
@@ -37,6 +40,7 @@ class Config(NamedTuple):
     norms: LayerNorms | None = None
     control: Control = PLAIN
     keep_cells: bool = False
+    rows: Rows | None = None
 
     @property
     def keep(self) -> str:
@@ -82,10 +86,18 @@ def project(x: Tensor, w_ih: Tensor, cell: str) -> Tensor:
 
 def forward_op(config: Config, loop: LoopInputs, keep: str) -> tuple[Tensor, ...]:
     """Call the op; returns y, h_n, c_n, saved, cells."""
+    config, loop = spread(config, loop)
     reverse = [int(r) for r in config.reverse]
     return torch.ops.bptt.recurrence_forward(
         config.backend, config.cell, *loop[:12], reverse, keep, config.control.numbers(), loop.seed
     )
+
+
+def spread(config: Config, loop: LoopInputs) -> tuple[Config, LoopInputs]:
+    """The same with x as a padded batch."""
+    if config.rows is None:
+        return config, loop
+    return config._replace(rows=None), loop._replace(x=config.rows.spread(loop.x))
 
 
 def loop_gradients(
@@ -108,7 +120,8 @@ def loop_gradients(
         kept: y, saved and cells, as the forward op returned them; what the cell saves is rebuilt
             where the forward pass left it out.
     """
-    spec = CELLS[config.cell]
+    spec, rows = CELLS[config.cell], config.rows
+    config, loop = spread(config, loop)
     if spec.saved and kept[1].dim() == 1:
         kept = (kept[0], rebuilt_gates(config, loop, kept), kept[2])
     dgates_x, dgates_h, dh0, dc0, dw_unit, operand, dh = torch.ops.bptt.recurrence_backward(
@@ -142,7 +155,8 @@ def loop_gradients(
     if "x" in needed:
         w_ih = loop.w_ih.reshape(directions * gates * hidden, -1)
         dx = _product(rows_x.reshape(steps * batch, directions * gates * hidden), w_ih)
-        grads["x"] = dx.reshape(steps, batch, w_ih.shape[1])
+        dx = dx.reshape(steps, batch, w_ih.shape[1])
+        grads["x"] = dx if rows is None else rows.gather(dx)
     if "w_ih" in needed:
         x = loop.x.unsqueeze(2).expand(*rows_x.shape[:3], loop.x.shape[-1])
         grads["w_ih"] = _outer_sum(rows_x, x, groups)
@@ -303,6 +317,7 @@ def reference_outputs(
     config: Config, loop: LoopInputs, probe: Tensor | None = None
 ) -> reference.Outputs:
     """The recurrence on the reference loop, from `gates_x` or from `x`."""
+    config, loop = spread(config, loop)
     gates_x = loop.gates_x
     if gates_x is None:
         gates_x = project(loop.x, loop.w_ih, config.cell)

@@ -40,8 +40,10 @@ from .gradients import (
     loop_gradients,
     project,
     reference_outputs,
+    spread,
 )
 from .reference import Outputs
+from .rows import Rows
 
 # Above this `recompute="auto"` rebuilds a layer's gates: where memory may be what runs out.
 RECOMPUTE_BYTES = 256 * 2**20
@@ -67,6 +69,7 @@ def recurrence(
     seed: Tensor | None = None,
     keep_cells: bool = False,
     gates_x: Tensor | None = None,
+    rows: Rows | None = None,
 ) -> Outputs:
     """Run one layer: the input projection of every step and direction, then the time loop.
 
@@ -75,15 +78,19 @@ def recurrence(
     `b_ih [D, G*H]` in place of `gates_x`. With `recompute` the backward pass rebuilds the gates;
     "auto" does so where they are large. The backward pass leaves the norms of the hidden states'
     gradients in `norms`. Cells whose input is normalised, too, get it as `gates_x`, in place of x,
-    w_ih and b_ih. `seed` is int64 `[1]` where `control` draws.
+    w_ih and b_ih. `seed` is int64 `[1]` where `control` draws. With `rows`, x is `[N, I]`, the
+    valid rows of a padded batch.
     """
-    if lengths is not None and x is not None:
+    composite, functorch = transforms_at_work()
+    lazily = torch.is_grad_enabled() and not functorch and composite is None and norms is None
+    if rows is not None and x is not None and not lazily:
+        x, rows = rows.spread(x), None
+    elif lengths is not None and x is not None and rows is None:
         x = zero_padding(x, lengths)
     loop = LoopInputs(
         gates_x, x, w_ih, b_ih, w_hh, b_hh, w_hr, w_unit, h0, c0, lengths, resets, seed
     )
     lead: Tensor = loop.x if gates_x is None else gates_x
-    composite, functorch = transforms_at_work()
     needs_grad = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in loop[:10]
     )
@@ -101,7 +108,7 @@ def recurrence(
     backend = dispatch.choose(problem, fastest=measured_backend(problem, loop))
     if recompute == "auto":
         recompute = gates_bytes(cell, lead, w_hh) > RECOMPUTE_BYTES
-    config = Config(backend, cell, reverse, bool(recompute), norms, control, keep_cells)
+    config = Config(backend, cell, reverse, bool(recompute), norms, control, keep_cells, rows)
     if backend == "reference":
         probe = None
         if norms is not None:
@@ -109,7 +116,7 @@ def recurrence(
             probe = Probe.apply(norms, shape, *loop[:10])
         return reference_outputs(config, loop, probe)
     if backend == "torch":
-        return vendor.outputs(config, loop)
+        return vendor.outputs(*spread(config, loop))
     if functorch and x is not None and w_ih is not None:
         # The projection stays outside of the op: vmap knows how to batch it.
         loop = loop._replace(gates_x=project(x, w_ih, cell), x=None, w_ih=None)
@@ -134,11 +141,12 @@ def recurrence(
 
 def measured_backend(problem: dispatch.Problem, loop: LoopInputs) -> str | None:
     """What a table of measurements says of a layer; None on a CPU, and while compiling."""
-    x, w_hh = loop.x if loop.gates_x is None else loop.gates_x, loop.w_hh
+    w_hh, device = loop.w_hh, loop.w_hh.device
     if problem.device != "cuda" or torch.compiler.is_compiling():
         return None
     hidden = w_hh.shape[1] // len(CELLS[problem.cell].gates)
-    row = measured.row_for(problem.cell, problem.dtype, w_hh.shape[0], hidden, x.shape[1], x.device)
+    directions, batch, _ = loop.h0.shape
+    row = measured.row_for(problem.cell, problem.dtype, directions, hidden, batch, device)
     return None if row is None else row.backend
 
 
@@ -146,7 +154,8 @@ def gates_bytes(cell: str, x: Tensor, w_hh: Tensor) -> int:
     """What a layer would keep of its gates for the backward pass."""
     spec = CELLS[cell]
     units = w_hh.shape[0] * w_hh.shape[1] // len(spec.gates)  # D*H
-    return x.shape[0] * x.shape[1] * units * len(spec.saved) * x.element_size()
+    places = x.shape[0] * (x.shape[1] if x.dim() > 2 else 1)  # x may be rows alone
+    return places * units * len(spec.saved) * x.element_size()
 
 
 def zero_padding(x: Tensor, lengths: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from . import dispatch, gpu
 from .op_checks import Sizes
+from .rows import Rows
 
 _CHUNK = os.environ.get("BPTT_OVERLAP", "0")
 
@@ -29,11 +30,15 @@ State = tuple[Tensor, Tensor | None]  # h and c of a layer
 
 
 class Slice(NamedTuple):
-    """What a layer is given of a chunk: input `[t, B, I]`, lengths `[B]`, resets `[t, B]`."""
+    """What a layer is given of a chunk: input `[t, B, I]`, lengths `[B]`, resets `[t, B]`.
+
+    With `rows` the input is the valid rows `[N, I]` of a padded batch.
+    """
 
     x: Tensor
-    lengths: Tensor | None
-    resets: Tensor | None
+    lengths: Tensor | None = None
+    resets: Tensor | None = None
+    rows: Rows | None = None
 
 
 # Runs a layer on a slice from a state; returns its output [t, B, R] and its state after.

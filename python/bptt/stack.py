@@ -1,7 +1,7 @@
 """The loop over layers: what lies between a checked call and one recurrence per layer.
 
 Here are the stacking of the two directions' weights, merging of the directions, dropout between
-layers, autocast, and the way from a PackedSequence to a padded batch and back.
+layers, and autocast. Packed sequences have a loop of their own in `packed.py`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.utils.rnn import PackedSequence
 
 from . import ops, overlap, variants
 from .checks import Call
 from .grad_norms import LayerNorms
 from .op_checks import Sizes
+from .reference import Outputs
 
 _REVERSE = {1: (False,), 2: (False, True)}
 
@@ -50,44 +50,20 @@ def run(
         `h_n [L*D, B, R]`, `c_n [L*D, B, C*H]`, and where `call.keep_cells` asks all cell states of
         each layer, `[T, B, D*C*H]`.
     """
-    layers, directions, count = call.num_layers, call.directions, call.tensors
+    layers, directions = call.num_layers, call.directions
     reverse = _REVERSE[directions]
     h0s = (h0,) if layers == 1 else h0.split(directions)
     c0s = (None,) * layers if c0 is None else (c0,) if layers == 1 else c0.split(directions)
     states = list(zip(h0s, c0s, strict=True))
-    stacked = [_stacked(call, weights, layer * directions * count) for layer in range(layers)]
-
+    stacked = [stacked_weights(call, weights, layer) for layer in range(layers)]
     cells: list[Tensor] = []
-    varied = call.varied
 
     def run_layer(layer: int, piece: overlap.Slice, state: overlap.State) -> Any:
-        if varied:
-            y, h_n, c_n, kept = variants.run_layer(
-                call, piece, stacked[layer], state, reverse, norms[layer]
-            )
-        else:
-            w_ih, w_hh, b_ih, b_hh, w_hr, w_unit = stacked[layer]
-            y, h_n, c_n, kept = ops.recurrence(
-                call.cell,
-                piece.x,
-                w_ih,
-                w_hh,
-                b_ih,
-                b_hh,
-                w_hr,
-                w_unit,
-                *state,
-                piece.lengths,
-                piece.resets,
-                reverse,
-                call.recompute,
-                norms[layer],
-                keep_cells=call.keep_cells,
-            )
+        y, h_n, c_n, kept = one_layer(call, piece, stacked[layer], state, reverse, norms[layer])
         if kept is not None:
             cells.append(kept.flatten(2))
         last = layer == layers - 1
-        output = _merge(y, call.merge_mode, last)
+        output = merge(y, call.merge_mode, last)
         if call.dropout > 0 and not last:
             output = F.dropout(output, call.dropout, True)
         return output, (h_n, c_n)
@@ -95,7 +71,7 @@ def run(
     hidden = stacked[0][1].shape[1] // call.gates
     sizes = Sizes(x.shape[0], x.shape[1], directions, hidden, h0.shape[-1])
     # Norms come from one backward pass over all steps of a layer.
-    asked = norms[0] is not None or varied or call.keep_cells
+    asked = norms[0] is not None or call.varied or call.keep_cells
     chunk = 0 if asked else overlap.chunk_steps(call.cell, layers, sizes, x)
     if chunk > 0:
         output, states = overlap.run(run_layer, overlap.Slice(x, lengths, resets), states, chunk)
@@ -110,12 +86,31 @@ def run(
     return output, torch.cat(h_n), None if c0 is None else torch.cat(c_n), cells
 
 
-def _stacked(call: Call, weights: Sequence[Tensor], start: int) -> list[Any]:
+def one_layer(
+    call: Call,
+    piece: overlap.Slice,
+    weights: Sequence[Any],
+    state: overlap.State,
+    reverse: tuple[bool, ...],
+    norms: LayerNorms | None,
+) -> Outputs:
+    """Run one layer on the weights that `stacked_weights` gives."""
+    if call.varied:
+        return variants.run_layer(call, piece, weights, state, reverse, norms)
+    w_ih, w_hh, b_ih, b_hh, w_hr, w_unit = weights
+    return ops.recurrence(
+        call.cell, piece.x, w_ih, w_hh, b_ih, b_hh, w_hr, w_unit, *state, piece.lengths,
+        piece.resets, reverse, call.recompute, norms, keep_cells=call.keep_cells, rows=piece.rows,
+    )  # fmt: skip
+
+
+def stacked_weights(call: Call, weights: Sequence[Tensor], layer: int) -> list[Any]:
     """The weights of one layer with the direction as first axis; None for what it does not have.
 
     Those of a layer normalisation come last.
     """
     count = call.tensors
+    start = layer * call.directions * count
     if call.directions == 1:
         present = [w.unsqueeze(0) for w in weights[start : start + count]]
     else:
@@ -129,7 +124,7 @@ def _stacked(call: Call, weights: Sequence[Tensor], start: int) -> list[Any]:
     return [w_ih, w_hh, b_ih, b_hh, w_hr, next(rest) if call.peephole else None, *rest]
 
 
-def _merge(y: Tensor, mode: str | None, last: bool) -> Any:
+def merge(y: Tensor, mode: str | None, last: bool) -> Any:
     """Make `[T, B, D, R]` the output of a layer.
 
     With mode None the pair stays apart only in the output of the last layer: the next layer has one
@@ -166,38 +161,3 @@ def cast(value: Any, dtype: torch.dtype) -> Any:
 def without_autocast(device_type: str, enabled: bool) -> AbstractContextManager[Any]:
     """Switch autocast off for the engine, which has been given its dtype already."""
     return torch.autocast(device_type, enabled=False) if enabled else nullcontext()
-
-
-# --- packed sequences ---------------------------------------------------------------------------
-
-
-def pad(data: Tensor, batch_sizes: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Spread packed rows over a padded batch.
-
-    Args:
-        data: `[N, I]`, step after step; step t holds `batch_sizes[t]` rows.
-        batch_sizes: int64 `[T]` on the CPU, never rising.
-
-    Returns:
-        The batch `[T, B, I]`, its lengths `[B]` on the device of the data, and the place of each
-        packed row among the T*B rows of the batch. The last two are None when nothing is padded.
-    """
-    steps, batch, rows = batch_sizes.shape[0], int(batch_sizes[0]), data.shape[0]
-    if rows == steps * batch:
-        return data.unflatten(0, (steps, batch)), None, None
-    starts = batch_sizes.cumsum(0) - batch_sizes
-    step = torch.repeat_interleave(torch.arange(steps), batch_sizes)  # [N]
-    sample = torch.arange(rows) - starts[step]  # [N]
-    lengths = torch.bincount(sample, minlength=batch).to(data.device)
-    places = (step * batch + sample).to(data.device)
-    padded = data.new_zeros(steps * batch, data.shape[1]).index_copy(0, places, data)
-    return padded.unflatten(0, (steps, batch)), lengths, places
-
-
-def pack(output: Any, places: Tensor | None, like: PackedSequence) -> Any:
-    """Gather the rows of an output `[T, B, F]`, or of each of a pair, packed as `like` is."""
-    if isinstance(output, tuple):
-        return tuple(pack(half, places, like) for half in output)
-    rows = output.flatten(0, 1)
-    data = rows if places is None else rows.index_select(0, places)
-    return PackedSequence(data, like.batch_sizes, like.sorted_indices, like.unsorted_indices)

@@ -129,17 +129,6 @@ def test_weight_norm_meta_and_dtype(name):
     assert flat(filled(torch.randn(B, I).bfloat16()))[0].dtype == torch.bfloat16
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_autocast_gives_bfloat16(name):
-    cell, _ = twins(name, {}, torch.float32)
-    x, hx = torch.randn(B, I), make_state(name, B, dtype=torch.float32)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        low = flat(cell(x, hx))
-    assert all(t.dtype == torch.bfloat16 for t in low)
-    expected = flat(cell(x, hx))
-    torch.testing.assert_close([t.float() for t in low], expected, rtol=0.05, atol=0.05)
-
-
 @pytest.mark.parametrize(("name", "options"), EXTRA)
 def test_cells_compile_into_one_graph(name, options):
     cell = getattr(ours, name)(I, H, dtype=torch.float64, **options)

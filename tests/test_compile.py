@@ -186,7 +186,8 @@ def test_autocast_inside_and_outside(name):
             return layer(x)
 
     expected = inside(x)
-    assert {y.dtype for y in leaves(expected)} == {torch.bfloat16}
+    dtype = torch.float32 if name.startswith("gru") else torch.bfloat16
+    assert leaves(expected)[0].dtype == dtype  # of states: test_autocast.py
     outputs = whole(inside)[0](x)
     same(outputs, expected)
     same(backward(layer, outputs), backward(layer, expected))

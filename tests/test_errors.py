@@ -338,7 +338,7 @@ def test_autocast_does_not_hide_a_wrong_dtype():
         for x in (X.double(), X.long()):
             with torch.autocast("cpu", dtype=torch.bfloat16):
                 assert_fails_like_torch(
-                    lambda x=x, m=layer: m(x), lambda x=x, m=theirs: m(x), ["dtype", "bfloat16"]
+                    lambda x=x, m=layer: m(x), lambda x=x, m=theirs: m(x), ["dtype"]
                 )
 
 

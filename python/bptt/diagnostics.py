@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import dispatch, gpu, measured, overlap, stack, vendor
+from . import autocast, dispatch, gpu, measured, overlap, vendor
 from .cells import CELLS
 from .control import PLAIN, Control
 from .gradients import LoopInputs
@@ -82,7 +82,8 @@ def explain(layer: nn.Module, input: Tensor | PackedSequence) -> Explanation:
         )
     if not isinstance(layer, nn.RNNBase):
         return _explain_cell(cell)
-    dtype = stack.autocast_dtype(x.device.type) or x.dtype
+    by_steps = isinstance(input, PackedSequence) and not layer.proj_size
+    dtype = autocast.layer_dtype(cell, x, None, by_steps) or x.dtype
     reverse = (False, True)[: 2 if layer.bidirectional else 1]
     nothing = LoopInputs(*[None] * len(LoopInputs._fields))
     control = cast(Any, layer)._call(False).control

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Unpack
 
-from . import checks, packed, single_step, stack
+from . import autocast, checks, packed, single_step, stack
 from .cells import CELLS, PLAIN_CELLS
 from .checks import Call
 from .control import PLAIN
@@ -555,11 +555,13 @@ def _run(
             checks.check_state_rank(kind, hx, batched)
 
     device_type = x.device.type
-    dtype = stack.autocast_dtype(device_type)
+    came, given = x, hx
+    by_steps = is_packed and not call.proj_size
+    dtype = autocast.layer_dtype(call.cell, x, hx, by_steps)
     if dtype is not None:
-        x = stack.cast(x, dtype)
-        hx = None if hx is None else tuple(stack.cast(s, dtype) for s in hx)
-        weights = [stack.cast(w, dtype) for w in weights]
+        x = autocast.cast(x, dtype)
+        hx = None if hx is None else tuple(autocast.cast(s, dtype) for s in hx)
+        weights = [autocast.cast(w, dtype) for w in weights]
     checks.check_input(call, x, weights[0] if len(weights) else None)
     hidden, state = checks.check_weights(call, weights, x.shape[-1])
     if lengths is not None:
@@ -585,7 +587,7 @@ def _run(
 
     order = input.unsorted_indices if is_packed else None
     layer_norms = start_norms(kind, norms, call.num_layers, order)
-    with stack.without_autocast(device_type, dtype is not None):
+    with autocast.switched_off(device_type, dtype is not None):
         c0 = None
         if has_cell_state:
             c0 = hx[1] if len(hx) == 2 else torch.cat(hx[1:], -1)
@@ -601,6 +603,8 @@ def _run(
     last: tuple[Any, ...] = (h_n,)
     if c_n is not None:
         last = (h_n, c_n) if len(states) == 2 else (h_n, *c_n.chunk(len(states) - 1, -1))
+    if dtype is not None:
+        last = autocast.last_states(call.cell, call.proj_size > 0, came, given, last)
     if is_packed:
         output = _each(output, lambda rows: _packed_like(input, rows))
         if input.unsorted_indices is not None:
@@ -647,7 +651,7 @@ def step(
             f"{kind}: resets of a step must be a bool tensor of shape {list(input.shape[:-1])}, "
             f"got {checks.describe(resets)}"
         )
-    plain = single_step.takes(call, input) and stack.autocast_dtype(input.device.type) is None
+    plain = single_step.takes(call, input) and autocast.asked_dtype(input.device.type) is None
     if not plain:
         call = call._replace(batch_first=False)
         resets = None if resets is None else resets.unsqueeze(0)

@@ -1,13 +1,12 @@
 """The loop over layers: what lies between a checked call and one recurrence per layer.
 
-Here are the stacking of the two directions' weights, merging of the directions, dropout between
-layers, and autocast. Packed sequences have a loop of their own in `packed.py`.
+Here are the stacking of the two directions' weights, merging of the directions and dropout between
+layers. Packed sequences have a loop of their own in `packed.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -139,25 +138,3 @@ def merge(y: Tensor, mode: str | None, last: bool) -> Any:
         return forward * backward
     total = forward + backward
     return total if mode == "sum" else total / 2
-
-
-# --- autocast -----------------------------------------------------------------------------------
-
-
-def autocast_dtype(device_type: str) -> torch.dtype | None:
-    """The dtype autocast asks for on a device type, or None where autocast is off."""
-    # Device types that autocast does not know (meta) make is_autocast_enabled raise.
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
-        return torch.get_autocast_dtype(device_type)
-    return None
-
-
-def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Cast what autocast casts: floating-point tensors except float64."""
-    eligible = isinstance(value, Tensor) and value.is_floating_point()
-    return value.to(dtype) if eligible and value.dtype != torch.float64 else value
-
-
-def without_autocast(device_type: str, enabled: bool) -> AbstractContextManager[Any]:
-    """Switch autocast off for the engine, which has been given its dtype already."""
-    return torch.autocast(device_type, enabled=False) if enabled else nullcontext()

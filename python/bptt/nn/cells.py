@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.proxy import Proxy
 
-from .. import checks, functional, stack
+from .. import autocast, checks, functional
 from ..cells import States
 from ..single_step import cell_step
 from .layers import Device
@@ -42,15 +42,15 @@ class RecurrentCell(Traced, nn.RNNCellBase):
             checks.check_cell_state_rank(kind, hx, input.dim() == 2)
         weights, shapes, names = self._weights()
         device_type = input.device.type
-        dtype = stack.autocast_dtype(device_type)
+        dtype = autocast.layer_dtype(self._cell_name, input, hx, True)
         if dtype is not None:
-            input, weights = stack.cast(input, dtype), [stack.cast(w, dtype) for w in weights]
-            hx = None if hx is None else tuple(stack.cast(s, dtype) for s in hx)
+            input, weights = autocast.cast(input, dtype), [autocast.cast(w, dtype) for w in weights]
+            hx = None if hx is None else tuple(autocast.cast(s, dtype) for s in hx)
         if hx is None:
             shape = (*input.shape[:-1], self.hidden_size)
             hx = (torch.zeros(shape, dtype=input.dtype, device=input.device),) * count
         checks.check_cell(kind, input, hx, weights, shapes, names)
-        with stack.without_autocast(device_type, dtype is not None):
+        with autocast.switched_off(device_type, dtype is not None):
             return self._equations(input, hx, *weights)
 
     def _equations(

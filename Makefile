@@ -22,7 +22,7 @@ CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint bench gpu build simulator check-archs wheel clean
+.PHONY: help demo test test-all lint bench gpu build simulator check-archs wheel clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -32,9 +32,12 @@ demo: build  ## layers beside torch.nn, and a model trained on real words: some 
 	$(BIN)/python -m bptt.demo
 
 test: lint build simulator  ## lint, then the suite; GPU kernels without a GPU run beside it
-	$(BIN)/python -m pytest -q $(WORKERS)
+	$(BIN)/python -m pytest -q $(WORKERS) $(CASES)
 	TRITON_INTERPRET=1 BPTT_SIMULATOR=$(SIMULATOR) \
-		$(BIN)/python -m pytest -q $(WORKERS) tests/kernels tests/simulated
+		$(BIN)/python -m pytest -q $(WORKERS) $(CASES) tests/kernels tests/simulated
+
+test-all: CASES = --all  ## every case of every test, kernels under sanitizers too: three quarters of an hour
+test-all: test
 
 lint: $(STAMPS)/packages  ## ruff, mypy on the package, clang-format
 	$(BIN)/python -m ruff check .

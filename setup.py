@@ -65,6 +65,8 @@ if platform.machine() in ("x86_64", "AMD64"):
         *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"),
         "-mprefer-vector-width=512",
     ]
+# What /proc/cpuinfo says of a processor that has one; a build in place leaves the others out.
+CPU_FLAGS = {"avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"}}
 
 CUDA_ARCHS = ("80", "90a", "100", "120", "90-virtual")
 
@@ -81,11 +83,13 @@ class Cuda:
         nvcc: the compiler.
         library: the folder of libcudart_static.a.
         archs: what to generate code for.
+        few: whether to compile for one kind of numbers of four: nothing here can run any.
     """
 
     nvcc: Path
     library: Path
     archs: tuple[str, ...]
+    few: bool
 
     @property
     def targets(self) -> list[str]:
@@ -114,7 +118,8 @@ def find_cuda(in_place: bool) -> Cuda:
     library = next((f for f in folders if (f / "libcudart_static.a").is_file()), None)
     if library is None:
         raise LeftOut(f"{root} has no libcudart_static.a")
-    return Cuda(nvcc, library, architectures(nvcc, in_place))
+    few = in_place and not present_architectures() and "BPTT_CUDA_ARCHS" not in os.environ
+    return Cuda(nvcc, library, architectures(nvcc, in_place), few)
 
 
 def find_nvcc() -> Path:
@@ -259,15 +264,31 @@ class NinjaFile:
         return shlex.join(arguments).replace("$", "$$")
 
 
-def add_engine(file: NinjaFile) -> list[Path]:
+def instruction_sets(in_place: bool) -> dict[str, list[str]]:
+    """The instruction sets to compile for, and their flags; in place those of this processor."""
+    info = Path("/proc/cpuinfo")
+    if not in_place or not info.is_file():
+        return INSTRUCTION_SETS
+    lines = (line for line in info.read_text(encoding="utf-8").splitlines() if "flags" in line)
+    here = set(next(lines, "").split())
+    return {name: f for name, f in INSTRUCTION_SETS.items() if CPU_FLAGS.get(name, set()) <= here}
+
+
+def add_engine(file: NinjaFile, in_place: bool) -> list[Path]:
     """All that knows nothing of torch and of CUDA: every extension links it."""
     plain = [*COMPILE, *ARITHMETIC]
+    compiled = instruction_sets(in_place)
+    chosen = [f"-DBPTT_WITHOUT_{name.upper()}" for name in INSTRUCTION_SETS if name not in compiled]
     objects = []
     for source in [*sources("engine", ".cpp"), *sources("cuda", ".cpp")]:
         if source.name in PER_INSTRUCTION_SET:
-            for name, flags in INSTRUCTION_SETS.items():
+            for name, flags in compiled.items():
                 flags = [*plain, f"-DBPTT_ISA={name}", *flags, *PER_INSTRUCTION_SET[source.name]]
                 objects.append(file.compile(source, flags, variant=name))
+        elif source.name == "cpu.cpp":
+            # One object for each choice, so that a wheel and a build in place leave each other's.
+            variant = "-".join(compiled)
+            objects.append(file.compile(source, [*plain, *chosen], variant=variant))
         else:
             objects.append(file.compile(source, plain))
     return objects
@@ -280,7 +301,9 @@ def add_kernels(file: NinjaFile, cuda: Cuda | None) -> list[Path]:
         file.add_nvcc(cuda.nvcc)
         flags = ["-O3", "-std=c++20", "-Xcompiler", "-fPIC,-fvisibility=hidden", "-Xptxas=-v"]
         flags += ["-Werror=all-warnings", "--threads", "2", *cuda.targets]
-        variant = "-".join(cuda.archs)  # so that a wheel leaves the objects in place alone
+        flags += ["-DBPTT_FEW_NUMBERS"] if cuda.few else []
+        # So that a wheel leaves the objects in place alone.
+        variant = "-".join([*cuda.archs, *(["few"] if cuda.few else [])])
         for source in sources("cuda", ".cu"):
             objects.append(file.compile(source, flags, variant=variant, rule="nvcc"))
     return objects
@@ -365,7 +388,10 @@ def add_simulator(file: NinjaFile, engine: list[Path]) -> list[Path]:
         for source in sources("simulator", ".cpp"):
             made = file.compile(source, flags, variant=kind)
             name = f"simulator/{source.stem}.{kind}"
-            built.append(file.program(name, [made], special))
+            program = file.program(name, [made], special)
+            # Kernels under a sanitizer take minutes to compile: for those who run them.
+            if source.stem != "kernels" or not special:
+                built.append(program)
     flags = [*COMPILE, "-O1", "-DBPTT_SIMULATOR"]
     kernels = [
         file.compile(source, ["-x", "c++", *flags], variant="simulated")
@@ -384,7 +410,7 @@ def write_commands(in_place: bool) -> dict[str, Path]:
     except LeftOut as reason:
         cuda = None
         print(f"bptt: CUDA kernels left out: {reason}")
-    engine = add_engine(file)
+    engine = add_engine(file, in_place)
     kernels = add_kernels(file, cuda)
     built = {"bptt._C": add_library(file, [*engine, *kernels], cuda)}
     try:
@@ -452,22 +478,28 @@ class BuildExtensions(build_ext):
 class BuildTarget(Command):
     """Runs ninja for one of its other targets."""
 
-    user_options: ClassVar[list[tuple[str, str | None, str]]] = []
+    user_options: ClassVar[list[tuple[str, str | None, str]]] = [
+        ("programs=", None, "build these files instead, with spaces between them")
+    ]
     target: ClassVar[str]
     in_place = True
 
-    def initialize_options(self) -> None: ...
+    def initialize_options(self) -> None:
+        self.programs: str | None = None
 
     def finalize_options(self) -> None: ...
 
     def run(self) -> None:
         with alone():
             write_commands(self.in_place)
-            run_ninja([self.target], self.in_place)
+            run_ninja((self.programs or self.target).split(), self.in_place)
 
 
 class BuildSimulator(BuildTarget):
-    """Builds the simulator's programs and ops, build/native/simulator/*; tests run them."""
+    """Builds the simulator's programs and ops, build/native/simulator/*; tests run them.
+
+    All but kernels under sanitizers, which `--programs` names one by one.
+    """
 
     description = "build the programs of the CUDA simulator"
     target = "simulator"

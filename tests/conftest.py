@@ -1,6 +1,8 @@
 """Settings of every test: NaN-filled memory, one seed, two threads."""
 
+import collections
 import os
+import zlib
 
 # The ops read it once, at their first call: every output and scratch buffer then starts as NaN, so
 # that a kernel that forgets to write something is found out.
@@ -43,6 +45,32 @@ def pytest_configure(config):
 
 def pytest_report_header(config):
     return f"bptt: BPTT_TEST_SEED={SEED}, {THREADS} threads, torch {torch.__version__}"
+
+
+# A run of whole folders takes so many cases of a test, or a third of them if that is more, chosen by
+# their names: the others ask the same question. `--all`, which `make test-all` gives, takes every
+# one, and so does a run of files or of `-k`.
+CASES, PART = 24, 3
+
+
+def pytest_addoption(parser):
+    parser.addoption("--all", action="store_true", help="every case of every test")
+
+
+def pytest_collection_modifyitems(config, items):
+    named = config.option.keyword or any(".py" in argument for argument in config.args)
+    if config.option.all or named:
+        return
+    cases = collections.defaultdict(list)
+    for item in items:
+        if not item.get_closest_marker("exhaustive"):
+            cases[item.nodeid.split("[")[0]].append(item)
+    chosen = set()
+    for test in cases.values():
+        test.sort(key=lambda item: zlib.crc32(f"{SEED} {item.nodeid}".encode()))
+        chosen.update(test[: max(CASES, len(test) // PART)])
+    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+    items[:] = [item for item in items if item in chosen]
 
 
 @pytest.fixture(autouse=True)

@@ -177,6 +177,22 @@ def test_nothing_breaks_the_graph(name):
     assert (report.graph_count, report.graph_break_count) == (1, 0), report.break_reasons
 
 
+def test_each_class_has_a_limit_of_recompilations_of_its_own():
+    # As many differently made layers as torch.compile takes of one function, of each class.
+    limit = torch._dynamo.config.recompile_limit
+    for cls in (bptt.RNN, bptt.GRU, bptt.LSTM):
+        for hidden in range(1, limit + 1):
+            compiled = torch.compile(cls(I, hidden), backend="eager", fullgraph=True, dynamic=False)
+            compiled(torch.randn(T, B, I))
+
+
+def test_equal_layers_share_one_graph():
+    counter = CompileCounterWithBackend("eager")
+    for _ in range(4):
+        torch.compile(bptt.GRU(I, H), backend=counter, fullgraph=True)(torch.randn(T, B, I))
+    assert counter.frame_count == 1
+
+
 @few_layers
 def test_autocast_inside_and_outside(name):
     layer, x = make(name), torch.randn(T, B, I)

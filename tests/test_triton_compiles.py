@@ -23,10 +23,15 @@ REGISTERS = 255  # of a thread, on NVIDIA
 AMD_REGISTERS = 512
 
 
-# A process compiles every 17th variant. Two such of one target, one of the others, as all of all
-# take half an hour: the tables in benchmarks/results/triton-compiled have them.
+# A process compiles every 17th variant, as all of all take half an hour: the tables in
+# benchmarks/results/triton-compiled have them. Two such of one target; of the others one, and that
+# not in every run.
 EVERY, MOST = 17, "sm_90"
-PARTS = [(target, first) for target in CHIPS for first in range(2 if target == MOST else 1)]
+PARTS = [
+    (MOST, 0),
+    pytest.param(MOST, 1, marks=pytest.mark.exhaustive),
+    *(pytest.param(t, 0, marks=pytest.mark.exhaustive) for t in CHIPS if t != MOST),
+]
 
 
 def table(target, first, *options):

@@ -13,6 +13,23 @@ struct CellLaunch {
   static const char* backward(const GpuCall& call, const BackwardParams& params);
 };
 
+namespace {
+
+// Why a call cannot run in this build, or null.
+const char* number_error(NumberKind number) {
+#ifdef BPTT_FEW_NUMBERS
+  if (number != NumberKind::kBFloat16) {
+    return "bptt was built in place on a machine without a GPU, with kernels for bfloat16 alone; "
+           "build it again here, or install a wheel";
+  }
+#else
+  (void)number;
+#endif
+  return nullptr;
+}
+
+}  // namespace
+
 const char* gpu_device(int index, Device* device) {
   return gpu::device_limits(index, &device->capability, &device->processors, &device->shared_bytes,
                             &device->clock_mhz);
@@ -24,12 +41,14 @@ int64_t gpu_scratch(const GpuProblem& problem, const GpuPlan& plan) {
 }
 
 const char* gpu_forward(const GpuCall& call, const ForwardParams& params) {
+  if (const char* error = number_error(call.number)) return error;
   if (const char* error = gpu::use_device(call.device)) return error;
   return with_cell(params.sizes.cell,
                    [&]<class Cell>() { return CellLaunch<Cell>::forward(call, params); });
 }
 
 const char* gpu_backward(const GpuCall& call, const BackwardParams& params) {
+  if (const char* error = number_error(call.number)) return error;
   if (const char* error = gpu::use_device(call.device)) return error;
   return with_cell(params.sizes.cell,
                    [&]<class Cell>() { return CellLaunch<Cell>::backward(call, params); });

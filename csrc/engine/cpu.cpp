@@ -5,10 +5,15 @@
 
 namespace bptt {
 
-#if defined(__x86_64__)
+// setup.py says what an instruction set was not compiled for.
+#if defined(__x86_64__) && !defined(BPTT_WITHOUT_AVX512)
+#define BPTT_AVX512 1
 namespace avx512 {
 extern const CpuKernels kernels;
 }
+#endif
+#if defined(__x86_64__) && !defined(BPTT_WITHOUT_AVX2)
+#define BPTT_AVX2 1
 namespace avx2 {
 extern const CpuKernels kernels;
 }
@@ -25,10 +30,14 @@ struct Supported {
     int count = 0;
 #if defined(__x86_64__)
     __builtin_cpu_init();
+#endif
+#ifdef BPTT_AVX512
     if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
       list[count++] = &avx512::kernels;
     }
+#endif
+#ifdef BPTT_AVX2
     if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
       list[count++] = &avx2::kernels;
     }

@@ -27,6 +27,7 @@ from ..options import PLAIN_OPTIONS, OptionNames, Options
 from .tracing import Traced
 
 Device = torch.device | str | int | None
+Pair = tuple[Tensor, Tensor]
 
 
 class RecurrentLayer(Traced, nn.RNNBase):
@@ -92,17 +93,17 @@ class RecurrentLayer(Traced, nn.RNNBase):
         """The layer's cell, a name in `bptt.cells.CELLS`."""
         raise NotImplementedError
 
-    def forward(
+    # Each class has a forward of its own that calls this: torch.compile counts what it compiles by
+    # function, and gives up on one that it compiled too often.
+    def _forward(
         self,
-        input: Tensor | PackedSequence,
-        hx: Any = None,
-        *,
-        lengths: Tensor | None = None,
-        resets: Tensor | None = None,
-        grad_norms: GradientNorms | None = None,
-        return_cells: bool = False,
-    ) -> tuple[Any, ...]:
-        """Run the layer; the arguments and results are those of the class's description."""
+        input: Any,
+        hx: Any,
+        lengths: Tensor | None,
+        resets: Tensor | None,
+        grad_norms: GradientNorms | None,
+        return_cells: bool,
+    ) -> Any:
         if isinstance(input, Proxy) or isinstance(hx, Proxy):
             return self._node(
                 input,
@@ -413,6 +414,19 @@ class RNN(RecurrentLayer):
         )
         self.mode = f"RNN_{nonlinearity.upper()}"
 
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        grad_norms: GradientNorms | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, Tensor]:
+        """Run the layer; the arguments and results are those of the class's description."""
+        return self._forward(input, hx, lengths, resets, grad_norms, return_cells)
+
     @property
     def _cell_name(self) -> str:
         return functional.rnn_cell_name(self.nonlinearity, self.options)
@@ -486,6 +500,19 @@ class GRU(RecurrentLayer):
             options=options,
         )
 
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        grad_norms: GradientNorms | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, Tensor]:
+        """Run the layer; the arguments and results are those of the class's description."""
+        return self._forward(input, hx, lengths, resets, grad_norms, return_cells)
+
     @property
     def _cell_name(self) -> str:
         return functional.gru_cell_name(self.reset_after, self.options)
@@ -556,6 +583,19 @@ class LSTM(RecurrentLayer):
             options=options,
         )
 
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Pair | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        grad_norms: GradientNorms | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, ...]:
+        """Run the layer; the arguments and results are those of the class's description."""
+        return self._forward(input, hx, lengths, resets, grad_norms, return_cells)
+
     @property
     def _cell_name(self) -> str:
         return functional.lstm_cell_name(self.peephole, self.options)
@@ -614,6 +654,19 @@ class CIFG(RecurrentLayer):
             options=options,
         )
         self.mode = self._kind
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Pair | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        grad_norms: GradientNorms | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, ...]:
+        """Run the layer; the arguments and results are those of the class's description."""
+        return self._forward(input, hx, lengths, resets, grad_norms, return_cells)
 
     @property
     def _cell_name(self) -> str:
@@ -677,6 +730,19 @@ class SLSTM(RecurrentLayer):
             options=options,
         )
         self.mode = self._kind
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: tuple[Tensor, ...] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        grad_norms: GradientNorms | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, ...]:
+        """Run the layer; the arguments and results are those of the class's description."""
+        return self._forward(input, hx, lengths, resets, grad_norms, return_cells)
 
     @property
     def _cell_name(self) -> str:
@@ -744,6 +810,19 @@ class IndRNN(RecurrentLayer):
         for name in self._flat_weights_names:
             if name.startswith("weight_hh"):
                 nn.init.uniform_(getattr(self, name))
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        lengths: Tensor | None = None,
+        resets: Tensor | None = None,
+        grad_norms: GradientNorms | None = None,
+        return_cells: bool = False,
+    ) -> tuple[Any, Tensor]:
+        """Run the layer; the arguments and results are those of the class's description."""
+        return self._forward(input, hx, lengths, resets, grad_norms, return_cells)
 
     @property
     def _cell_name(self) -> str:

@@ -5,6 +5,7 @@ import logging
 import pytest
 import torch
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import bptt
 
@@ -213,11 +214,99 @@ def test_convert_after_fully_shard_says_to_convert_first(caplog):
         "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
     )
     try:
-        model = torch.distributed.fsdp.fully_shard(
-            nn.GRU(5, 6), mesh=torch.distributed.init_device_mesh("cpu", (1,))
-        )
+        model = fully_shard(nn.GRU(5, 6), mesh=torch.distributed.init_device_mesh("cpu", (1,)))
         with caplog.at_level(logging.WARNING, "bptt"):
             bptt.convert(model)
     finally:
         torch.distributed.destroy_process_group()
     assert "convert the model before sharding it" in caplog.text
+
+
+# --- outputs changed in place -------------------------------------------------------------------
+
+CHANGES = {
+    "relu_": torch.relu_,
+    "add a residual": lambda y: y.add_(torch.linspace(-1, 1, y.numel()).view_as(y)),
+    "zero a step": lambda y: y[1].zero_(),
+    "mask": lambda y: y.masked_fill_(y > 0, 0.0),
+    "dropout": lambda y: nn.functional.dropout(y, 1.0, inplace=True),
+}
+IN_PLACE = {
+    "RNN": ("RNN", {}),
+    "GRU": ("GRU", {"num_layers": 2}),
+    "GRU both ways": ("GRU", {"bidirectional": True, "batch_first": True}),
+    "LSTM both ways": ("LSTM", {"bidirectional": True}),
+}
+
+
+def changed(layer, x, change):
+    """Gradients of a loss of a changed output, and of the last states."""
+    y, states = layer(x)
+    change(y)
+    states = states if isinstance(states, tuple) else (states,)
+    for state in states:
+        state.mul_(2)
+    loss = y.square().sum() + sum(s.sum() for s in states)
+    return torch.autograd.grad(loss, [x, *layer.parameters()])
+
+
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "compiled"])
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", IN_PLACE)
+def test_an_output_may_be_changed_in_place(name, change, compiled):
+    theirs, ours = pair(IN_PLACE[name][0], 5, 6, dtype=torch.float64, **IN_PLACE[name][1])
+    x = torch.randn(4, 3, 5, dtype=torch.float64, requires_grad=True)
+    run = changed
+    if compiled:
+        torch._dynamo.reset()
+
+        def forward(x):
+            y, states = ours(x)
+            CHANGES[change](y)
+            return y, states
+
+        whole = torch.compile(forward, fullgraph=True, backend="aot_eager")
+
+        def run(layer, x, change):
+            y, states = whole(x) if layer is ours else layer(x)
+            if layer is theirs:
+                change(y)
+            states = states if isinstance(states, tuple) else (states,)
+            loss = y.square().sum() + sum(2 * s.sum() for s in states)
+            return torch.autograd.grad(loss, [x, *layer.parameters()])
+
+    expected = run(theirs, x, CHANGES[change])
+    for got, wanted in zip(run(ours, x, CHANGES[change]), expected, strict=True):
+        torch.testing.assert_close(got, wanted)
+
+
+def test_all_cell_states_may_be_changed_in_place_too():
+    layer, x = bptt.LSTM(5, 6), torch.randn(4, 3, 5, requires_grad=True)
+
+    def grads(scale):
+        y, _, (cells,) = layer(x, return_cells=True)
+        return torch.autograd.grad(y.sum() + scale(cells).sum(), x)[0]
+
+    torch.testing.assert_close(grads(lambda c: c.mul_(3)), grads(lambda c: c * 3))
+
+
+def test_an_input_changed_in_place_is_an_error_as_in_torch_nn():
+    layer, x = bptt.GRU(5, 6), torch.randn(4, 3, 5)
+    y, _ = layer(x)
+    x.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        y.sum().backward()
+
+
+def test_nobody_pays_for_changes_that_are_not_made(monkeypatch):
+    layer = bptt.GRU(5, 6)
+    y, _ = layer(torch.randn(4, 3, 5))
+    monkeypatch.setattr(bptt.gradients, "forward_op", None)
+    y.sum().backward()
+
+
+def test_a_second_backward_pass_says_what_torch_says():
+    y, _ = bptt.GRU(5, 6)(torch.randn(4, 3, 5))
+    y.sum().backward(retain_graph=False)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        y.sum().backward()

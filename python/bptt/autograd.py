@@ -26,6 +26,7 @@ from .gradients import (
     forward_op,
     loop_gradients,
     reference_gradients,
+    saved_tensors,
 )
 
 # Where LoopGradients has the tensors of LoopInputs, after the gradients of four outputs.
@@ -50,11 +51,11 @@ class Loop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _: Any, dcells: Any) -> tuple[Any, ...]:
-        *tensors, y, saved, cells = ctx.saved_tensors
         has_cell_state = CELLS[ctx.config.cell].has_cell_state
         douts = (dy, dh_n, *((dc_n, dcells) if has_cell_state else (None, None)))
         if all(d is None for d in douts):
-            return (None,) * (1 + len(tensors))
+            return (None,) * (1 + len(LoopInputs._fields))
+        *tensors, y, saved, cells = saved_tensors(ctx)
         if ctx.config.norms is not None:
             ctx.config.norms.check_backward(douts)
         needed = tuple(

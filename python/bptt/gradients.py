@@ -93,6 +93,30 @@ def forward_op(config: Config, loop: LoopInputs, keep: str) -> tuple[Tensor, ...
     )
 
 
+def saved_tensors(ctx: Any) -> Sequence[Any]:
+    """What a forward pass saved for `ctx`, its outputs made anew where somebody changed them.
+
+    Saved are the tensors of LoopInputs, then y, saved and cells. y is the caller's output, and the
+    history of the hidden state that the backward pass reads. Who changes it in place gets the right
+    gradients for one more forward pass; nobody else pays.
+
+    Raises:
+        RuntimeError: torch's own, where an input was changed or the graph has been freed.
+    """
+    try:
+        return ctx.saved_tensors
+    except RuntimeError:
+        raw = getattr(ctx, "_raw_saved_tensors", ())
+        if not raw or not hasattr(raw[0], "unpack"):
+            raise
+        loop = LoopInputs(*(tensor.unpack() for tensor in raw[: len(LoopInputs._fields)]))
+        if loop.gates_x is None and loop.x is None:  # not kept beside the gates
+            raise
+    with torch.no_grad():
+        y, _, _, saved, cells = forward_op(ctx.config, loop, ctx.config.keep)
+    return [*loop, y, saved, cells]
+
+
 def spread(config: Config, loop: LoopInputs) -> tuple[Config, LoopInputs]:
     """The same with x as a padded batch."""
     if config.rows is None:

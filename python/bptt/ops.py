@@ -40,6 +40,7 @@ from .gradients import (
     loop_gradients,
     project,
     reference_outputs,
+    saved_tensors,
     spread,
 )
 from .reference import Outputs
@@ -305,7 +306,9 @@ def _product_backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
 def _setup_compiled(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     backend, cell, gates_x, *tensors, reverse, keep, control, seed = inputs
     reverse = tuple(bool(r) for r in reverse)
-    ctx.config = Config(backend, cell, reverse, control=from_numbers(control))
+    ctx.config = Config(
+        backend, cell, reverse, recompute=keep == KEEP_STATES, control=from_numbers(control)
+    )
     ctx.set_materialize_grads(False)
     y, _, _, saved, cells = output
     if keep == KEEP_GATES:
@@ -316,7 +319,7 @@ def _setup_compiled(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...
 def _compiled_backward(
     ctx: Any, dy: Any, dh_n: Any, dc_n: Any, _: Any, dcells: Any
 ) -> tuple[Any, ...]:
-    *tensors, y, saved, cells = ctx.saved_tensors
+    *tensors, y, saved, cells = saved_tensors(ctx)
     loop = LoopInputs(*tensors)
     needed = [
         name

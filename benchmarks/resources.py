@@ -45,7 +45,11 @@ class Kernel:
 def reports(every_architecture: bool) -> list[Path]:
     """What ptxas said of the objects of a wheel, or of those in place."""
     found = [path for path in OBJECTS.glob("*.ptxas") if "simulated" not in path.name]
-    return sorted(path for path in found if ("virtual" in path.name) == every_architecture)
+    found = [path for path in found if ("virtual" in path.name) == every_architecture]
+    # Builds for other targets, or for one kind of numbers, leave reports beside the last one's.
+    newest = max(found, key=lambda path: path.stat().st_mtime, default=None)
+    variant = "" if newest is None else newest.name.split(".", 1)[1]
+    return sorted(path for path in found if path.name.split(".", 1)[1] == variant)
 
 
 def read(paths: Sequence[Path]) -> list[Kernel]:

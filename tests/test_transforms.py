@@ -340,13 +340,13 @@ def test_backward_twice_needs_the_graph_retained(case):
 
 
 @layers
-@pytest.mark.parametrize("changed", ["x", "hx", "weight_hh_l0", "output"])
+@pytest.mark.parametrize("changed", ["x", "hx", "weight_hh_l0"])
 def test_what_was_saved_may_not_be_changed(name, changed):
     cls, options = LAYERS[name]
     layer, x = cls(I, H, dtype=torch.float64, **options), Case.random(T, B, I).requires_grad_()
     hx = Case.random(1, B, layer.proj_size or H).requires_grad_()
     output, _ = layer(x, (hx, Case.random(1, B, H)) if cls is bptt.LSTM else hx)
-    victims = {"x": x, "hx": hx, "weight_hh_l0": layer.weight_hh_l0, "output": output}
+    victims = {"x": x, "hx": hx, "weight_hh_l0": layer.weight_hh_l0}
     with torch.no_grad():
         victims[changed].mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):

@@ -409,6 +409,7 @@ def lengths_within(kind: str, lengths: Tensor, steps: int) -> Tensor:
     """
     if (
         torch.compiler.is_compiling()
+        or torch._C._is_tracing()
         or lengths.device.type != "cpu"
         or type(lengths) is not Tensor
         or torch._C._functorch.is_functorch_wrapped_tensor(lengths)

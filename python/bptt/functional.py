@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Unpack
 
-from . import autocast, checks, packed, single_step, stack
+from . import autocast, checks, onnx, packed, single_step, stack
 from .cells import CELLS, PLAIN_CELLS
 from .checks import Call
 from .control import PLAIN
@@ -544,6 +544,11 @@ def _run(
         checks.check_state_type(kind, hx, states)
         hx = tuple(hx) if has_cell_state else (hx,)
     if is_packed:
+        if onnx.is_exporting():
+            raise RuntimeError(
+                f"{kind}: a PackedSequence cannot be exported to ONNX, which has no such thing; "
+                "export a model that takes padded sequences and lengths="
+            )
         checks.check_packed(kind, input.data, input.batch_sizes, lengths, resets)
         x = input.data
     else:

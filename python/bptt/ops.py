@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import dispatch, gpu, measured, vendor
+from . import dispatch, gpu, measured, onnx, vendor
 from .autograd import Loop, Probe
 from .cells import CELLS
 from .control import PLAIN, Control, from_numbers
@@ -110,6 +110,8 @@ def recurrence(
     if recompute == "auto":
         recompute = gates_bytes(cell, lead, w_hh) > RECOMPUTE_BYTES
     config = Config(backend, cell, reverse, bool(recompute), norms, control, keep_cells, rows)
+    if (torch.compiler.is_compiling() or torch._C._is_tracing()) and onnx.is_exporting():
+        return onnx.outputs(*spread(config, loop))
     if backend == "reference":
         probe = None
         if norms is not None:

@@ -1,9 +1,12 @@
 """Does a layer stand in for torch.nn's where other code takes hold of it: methods, tracers?"""
 
 import logging
+import subprocess
+import sys
 
 import pytest
 import torch
+import torch.utils.flop_counter
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
@@ -310,3 +313,47 @@ def test_a_second_backward_pass_says_what_torch_says():
     y.sum().backward(retain_graph=False)
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         y.sum().backward()
+
+
+# --- counted operations -------------------------------------------------------------------------
+
+
+def counted(layer, x, backward):
+    with torch.utils.flop_counter.FlopCounterMode(display=False) as counter:
+        y, _ = layer(x)
+        if backward:
+            y.sum().backward()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_layers": 2, "bidirectional": True}], ids=["1", "2x2"]
+)
+@pytest.mark.parametrize("name", LAYERS)
+def test_operations_are_counted(name, options):
+    theirs, ours = pair(name, 5, 6, **options)
+    x = torch.randn(4, 3, 5, requires_grad=True)
+    weights = sum(w.numel() for n, w in ours.named_parameters() if n.startswith("weight"))
+    forward = 2 * 4 * 3 * weights
+    assert counted(ours, x, False) == forward
+    assert counted(ours, x, True) == 3 * forward
+    if name == "GRU":  # of the others it counts none or, without gradients of h_0, a step less
+        assert counted(theirs, x, False) == forward
+
+
+def test_operations_of_a_projection_are_counted():
+    layer = bptt.LSTM(5, 6, proj_size=3)
+    weights = 24 * 5 + 24 * 3 + 3 * 6
+    assert counted(layer, torch.randn(4, 3, 5), False) == 2 * 4 * 3 * weights
+
+
+def test_a_counter_that_was_there_first_counts_too():
+    code = """
+import torch, bptt
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counter:
+    bptt.GRU(5, 6)(torch.ones(4, 3, 5))
+print(counter.get_total_flops())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "4752\n"

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from . import dispatch, gpu, measured, onnx, vendor
+from . import dispatch, flops, gpu, measured, onnx, vendor
 from .autograd import Loop, Probe
 from .cells import CELLS
 from .control import PLAIN, Control, from_numbers
@@ -82,6 +82,8 @@ def recurrence(
     w_ih and b_ih. `seed` is int64 `[1]` where `control` draws. With `rows`, x is `[N, I]`, the
     valid rows of a padded batch.
     """
+    if torch._C._len_torch_dispatch_stack() > 0 and not torch.compiler.is_compiling():
+        flops.register()
     composite, functorch = transforms_at_work()
     lazily = torch.is_grad_enabled() and not functorch and composite is None and norms is None
     if rows is not None and x is not None and not lazily:

@@ -50,7 +50,7 @@ def pytest_report_header(config):
 # A run of whole folders takes so many cases of a test, or a third of them if that is more, chosen
 # by their names: the others ask the same question. `--all`, which `make test-all` gives, takes
 # every one, and so does a run of files or of `-k`.
-CASES, PART = 24, 3
+CASES, PART = 12, 3
 
 
 def pytest_addoption(parser):

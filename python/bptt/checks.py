@@ -407,13 +407,7 @@ def lengths_within(kind: str, lengths: Tensor, steps: int) -> Tensor:
     device, and under torch.compile, torch.export or a function transform there are no values to
     read: there, lengths are clamped to 0..T instead.
     """
-    if (
-        torch.compiler.is_compiling()
-        or torch._C._is_tracing()
-        or lengths.device.type != "cpu"
-        or type(lengths) is not Tensor
-        or torch._C._functorch.is_functorch_wrapped_tensor(lengths)
-    ):
+    if lengths.device.type != "cpu" or type(lengths) is not Tensor or _traced(lengths):
         return lengths.clamp(0, steps)
     if lengths.numel() > 0:
         low, high = (int(bound) for bound in torch.aminmax(lengths.detach()))
@@ -423,6 +417,47 @@ def lengths_within(kind: str, lengths: Tensor, steps: int) -> Tensor:
                 f"values from {low} to {high}"
             )
     return lengths
+
+
+def lengths_of_mask(kind: str, mask: Any, input: Any, lengths: object, batch_first: bool) -> Tensor:
+    """The lengths that a mask of valid steps stands for.
+
+    Raises:
+        TypeError: no tensor.
+        ValueError: not bool, not shaped like the input without its features, beside lengths, or
+            with a valid step after one that is not (where that can be read for nothing: see
+            `lengths_within`).
+    """
+    if lengths is not None:
+        raise ValueError(f"{kind}: lengths and mask say the same; pass one of them")
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"{kind}: mask must be a bool tensor, got {describe(mask)}")
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{kind}: mask must be of dtype torch.bool, got {mask.dtype}")
+    if not isinstance(input, Tensor):
+        raise ValueError(f"{kind}: mask goes with a padded tensor, got {describe(input)}")
+    if mask.shape != input.shape[:-1]:
+        raise ValueError(
+            f"{kind}: mask must have the input's shape without its features, "
+            f"{list(input.shape[:-1])}, got {list(mask.shape)}"
+        )
+    time = 1 if batch_first and mask.dim() == 2 else 0
+    readable = mask.device.type == "cpu" and type(mask) is Tensor and not _traced(mask)
+    if readable and bool((mask.narrow(time, 1, mask.shape[time] - 1)
+                          > mask.narrow(time, 0, mask.shape[time] - 1)).any()):  # fmt: skip
+        raise ValueError(
+            f"{kind}: mask must be true in the first steps of each sequence and false after them"
+        )
+    return mask.sum(time)
+
+
+def _traced(tensor: Tensor) -> bool:
+    """Whether a tensor's values are nobody's to read."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    )
 
 
 def check_resets(kind: str, resets: Any, x: Tensor, batched: bool, batch_first: bool) -> Tensor:

@@ -82,7 +82,7 @@ def recurrence(
     w_ih and b_ih. `seed` is int64 `[1]` where `control` draws. With `rows`, x is `[N, I]`, the
     valid rows of a padded batch.
     """
-    if torch._C._len_torch_dispatch_stack() > 0 and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
         flops.register()
     composite, functorch = transforms_at_work()
     lazily = torch.is_grad_enabled() and not functorch and composite is None and norms is None

@@ -223,7 +223,14 @@ def test_a_launch_without_room_takes_the_step_tier(cell, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("tier", "blocks"), [("block", 1), ("cluster", 2), ("cluster", 16), ("grid", 2), ("grid", 20)]
+    ("tier", "blocks"),
+    [
+        ("block", 1),
+        ("cluster", 4),
+        pytest.param("cluster", 16, marks=pytest.mark.exhaustive),
+        ("grid", 2),
+        ("grid", 20),
+    ],
 )
 def test_exchanges_of_the_benchmark_deliver_what_was_sent(tier, blocks):
     out = torch.zeros(blocks, dtype=torch.int32)

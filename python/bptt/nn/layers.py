@@ -18,7 +18,7 @@ from torch.fx.proxy import Proxy
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Unpack
 
-from .. import functional
+from .. import checks, functional
 from ..cells import CELLS, PLAIN_CELLS
 from ..checks import Call, check_merge_mode, check_recompute
 from ..control import PLAIN
@@ -103,6 +103,7 @@ class RecurrentLayer(Traced, nn.RNNBase):
         resets: Tensor | None,
         grad_norms: GradientNorms | None,
         return_cells: bool,
+        mask: Tensor | None,
     ) -> Any:
         if isinstance(input, Proxy) or isinstance(hx, Proxy):
             return self._node(
@@ -112,8 +113,11 @@ class RecurrentLayer(Traced, nn.RNNBase):
                 resets=resets,
                 grad_norms=grad_norms,
                 return_cells=return_cells,
+                mask=mask,
             )
         call = self._call(return_cells)
+        if mask is not None:
+            lengths = checks.lengths_of_mask(self._kind, mask, input, lengths, self.batch_first)
         weights = [getattr(self, name) for name in self._flat_weights_names]
         if hx is None and self.learn_initial_state:
             hx = self._initial_state(input, 3, 0 if self.batch_first else 1)
@@ -360,6 +364,8 @@ class RNN(RecurrentLayer):
         lengths: keyword; integer tensor `[B]`, the number of valid steps of each sequence.
         resets: keyword; bool tensor shaped like the input without its features; true where the
             state is zeroed before that step.
+        mask: keyword; in place of lengths, as TorchRL and attention masks have them: a bool tensor
+            shaped like the input without its features, true in the valid steps, which come first.
         grad_norms: keyword; a `bptt.GradientNorms` that takes down the norm of the gradient at each
             step in the backward pass.
         return_cells: keyword, of layers with a cell state; whether to return, third, a tuple with
@@ -423,9 +429,10 @@ class RNN(RecurrentLayer):
         resets: Tensor | None = None,
         grad_norms: GradientNorms | None = None,
         return_cells: bool = False,
+        mask: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layer; the arguments and results are those of the class's description."""
-        return self._forward(input, hx, lengths, resets, grad_norms, return_cells)
+        return self._forward(input, hx, lengths, resets, grad_norms, return_cells, mask)
 
     @property
     def _cell_name(self) -> str:
@@ -509,9 +516,10 @@ class GRU(RecurrentLayer):
         resets: Tensor | None = None,
         grad_norms: GradientNorms | None = None,
         return_cells: bool = False,
+        mask: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layer; the arguments and results are those of the class's description."""
-        return self._forward(input, hx, lengths, resets, grad_norms, return_cells)
+        return self._forward(input, hx, lengths, resets, grad_norms, return_cells, mask)
 
     @property
     def _cell_name(self) -> str:
@@ -592,9 +600,10 @@ class LSTM(RecurrentLayer):
         resets: Tensor | None = None,
         grad_norms: GradientNorms | None = None,
         return_cells: bool = False,
+        mask: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """Run the layer; the arguments and results are those of the class's description."""
-        return self._forward(input, hx, lengths, resets, grad_norms, return_cells)
+        return self._forward(input, hx, lengths, resets, grad_norms, return_cells, mask)
 
     @property
     def _cell_name(self) -> str:
@@ -664,9 +673,10 @@ class CIFG(RecurrentLayer):
         resets: Tensor | None = None,
         grad_norms: GradientNorms | None = None,
         return_cells: bool = False,
+        mask: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """Run the layer; the arguments and results are those of the class's description."""
-        return self._forward(input, hx, lengths, resets, grad_norms, return_cells)
+        return self._forward(input, hx, lengths, resets, grad_norms, return_cells, mask)
 
     @property
     def _cell_name(self) -> str:
@@ -740,9 +750,10 @@ class SLSTM(RecurrentLayer):
         resets: Tensor | None = None,
         grad_norms: GradientNorms | None = None,
         return_cells: bool = False,
+        mask: Tensor | None = None,
     ) -> tuple[Any, ...]:
         """Run the layer; the arguments and results are those of the class's description."""
-        return self._forward(input, hx, lengths, resets, grad_norms, return_cells)
+        return self._forward(input, hx, lengths, resets, grad_norms, return_cells, mask)
 
     @property
     def _cell_name(self) -> str:
@@ -820,9 +831,10 @@ class IndRNN(RecurrentLayer):
         resets: Tensor | None = None,
         grad_norms: GradientNorms | None = None,
         return_cells: bool = False,
+        mask: Tensor | None = None,
     ) -> tuple[Any, Tensor]:
         """Run the layer; the arguments and results are those of the class's description."""
-        return self._forward(input, hx, lengths, resets, grad_norms, return_cells)
+        return self._forward(input, hx, lengths, resets, grad_norms, return_cells, mask)
 
     @property
     def _cell_name(self) -> str:

@@ -8,7 +8,6 @@ captured in a CUDA graph.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import prod
 from typing import Any, NamedTuple
 
@@ -29,6 +28,7 @@ from . import forward as fore
 from . import forward_tiles as fore_tiles
 from .cells import KERNEL_CELLS
 from .control import LoopControl
+from .launcher import relauncher
 from .parts import PLACES
 from .plan import BLOCK, PERSISTENT, RESIDENT, Plan, chip_of, plan_for, reason_against
 from .random import fill_kept, threshold_of
@@ -355,7 +355,7 @@ def _each_step(
     in a number that is not compiled in: they skip the search, which takes longer than a step, and
     pass addresses, which need no look at a tensor.
     """
-    again: Callable[..., Any] | None = None
+    again: Callable[..., None] | None = None
     rest = [numbers[name] for name in kernel.arg_names[2:]]
     addresses = type(io)(*(x.data_ptr() if isinstance(x, Tensor) else x for x in io))
 
@@ -364,11 +364,7 @@ def _each_step(
         if again is not None:
             again(addresses, s, *rest)
             return
-        compiled = kernel[grid](io, s, **numbers, **options)
-        if compiled is not None:  # as it is in the interpreter
-            driver = triton.runtime.driver.active
-            stream = driver.get_current_stream(driver.get_current_device())
-            again = partial(compiled[grid], stream=stream)
+        again = relauncher(kernel[grid](io, s, **numbers, **options), grid)
 
     return launch
 

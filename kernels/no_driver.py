@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -52,7 +53,21 @@ class Launch(NamedTuple):
 
 
 class _Utils:
-    """What Triton asks a driver about a device and a binary."""
+    """What Triton asks a driver about a device and a binary; the rest is Triton's own."""
+
+    def __getattr__(self, name: str) -> Any:
+        # From Triton 3.8 on its launcher is among them, in a module that names more of libcuda than
+        # the library here has: what is not called need not be there.
+        from triton.backends.nvidia.driver import CudaUtils
+
+        flags = sys.getdlopenflags()
+        sys.setdlopenflags(os.RTLD_LAZY)
+        try:
+            return getattr(CudaUtils(), name)
+        finally:
+            sys.setdlopenflags(flags)
+
+    def unload_module(self, module: int) -> None: ...
 
     def get_device_properties(self, device: int) -> dict[str, int]:
         return {"max_shared_mem": 227 * 1024}

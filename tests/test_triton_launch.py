@@ -4,6 +4,7 @@ Kernels are compiled for an H200 and reach a driver that does nothing (`no_drive
 tensors to launches is the one on a GPU, nothing is computed.
 """
 
+import contextlib
 import os
 from dataclasses import replace
 
@@ -15,7 +16,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets here", allow_module_level=True)
 
 from bptt.cells import CELLS
-from bptt.kernels import backward, forward, launch, plan
+from bptt.kernels import backward, forward, launch, launcher, plan
 from bptt.kernels.no_driver import NoDriver
 
 T, B = 5, 40
@@ -141,3 +142,17 @@ def test_new_steps_and_batch_compile_nothing(cell, hidden, driver):
     for steps, batch in ((2, 3), (16, 16), (7, 33), (64, 128)):
         train(cell, hidden, steps, batch, directions=1)
     assert compiled() == first
+
+
+@pytest.mark.parametrize(("version", "tried"), [("3.6.0", True), ("3.8.1", True), ("4.0.0", False)])
+def test_a_triton_nobody_tried_launches_every_step_the_slow_way(
+    version, tried, driver, monkeypatch
+):
+    monkeypatch.setattr(launcher.triton, "__version__", version)
+    launcher._is_tried.cache_clear()
+    expected = contextlib.nullcontext() if tried else pytest.warns(UserWarning, match="slow way")
+    with expected:
+        train("lstm", 600)
+    names = [f"{way}_step" for way in ("forward", "backward") for _ in range(T)]
+    assert [launched.kernel for launched in driver.launches] == names
+    launcher._is_tried.cache_clear()

@@ -3,6 +3,9 @@
 
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
+# Triton goes with torch from 2.14 on, which asks for one; before, it is the one that torch 2.11 has:
+# how many registers a kernel takes depends on it.
+TRITON ?= $(if $(findstring ==2.14,$(TORCH)),triton==3.8.0,triton==3.6.0)
 # Test processes; most tests keep one core busy.
 WORKERS ?= -n 2 --dist worksteal
 
@@ -87,7 +90,7 @@ $(TORCH_STAMP): $(STAMPS)/venv
 $(STAMPS)/packages: $(TORCH_STAMP) requirements/dev.txt
 	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
 		> $(STAMPS)/constraints.txt
-	$(INSTALL) --quiet --constraint $(STAMPS)/constraints.txt --requirement requirements/dev.txt
+	$(INSTALL) --quiet --constraint $(STAMPS)/constraints.txt --requirement requirements/dev.txt '$(TRITON)'
 	touch $@
 
 $(STAMPS)/editable: $(STAMPS)/packages setup.py pyproject.toml

@@ -59,6 +59,7 @@ class Given:
         lengths: int64 [B], for packing or for the call; or None.
         resets: bool, shaped like the input without its features; or None.
         draw: a tensor of a shape, the same for the same key.
+        seed: of the masks that a call draws.
     """
 
     check: Check
@@ -67,6 +68,7 @@ class Given:
     lengths: Tensor | None
     resets: Tensor | None
     draw: Callable[..., Tensor]
+    seed: int
 
     @classmethod
     def of(cls, check: Check, precision: Precision, seed: int) -> Given:
@@ -85,12 +87,12 @@ class Given:
         inputs = {"input": draw(1, *leading, check.input)}
         if check.states:
             inputs["h_0"] = draw(2, rows, *batch, check.state)
-        if check.states and check.layer == "LSTM":
+        if check.states and check.layer in ("LSTM", "CIFG"):
             inputs["c_0"] = draw(3, rows, *batch, check.hidden)
-        if check.nonlinearity == "relu":
+        if check.nonlinearity == "relu" or check.layer == "IndRNN":
             _keep_from_kinks(rounded, inputs)
         resets = draw(4, *leading) > 1.0 if check.resets else None
-        return cls(check, rounded, inputs, _lengths(check, seed), resets, draw)
+        return cls(check, rounded, inputs, _lengths(check, seed), resets, draw, seed)
 
 
 def _keep_from_kinks(weights: Values, inputs: Values) -> None:
@@ -104,7 +106,7 @@ def _keep_from_kinks(weights: Values, inputs: Values) -> None:
         tensor.abs_()
     for name, tensor in weights.items():
         tensor.abs_()[1::2] *= -1
-        if name.startswith("weight_hh"):
+        if name.startswith("weight_hh") and tensor.dim() == 2:
             tensor *= 2.0 ** -math.ceil(math.log2(tensor.shape[1]) / 2)
 
 
@@ -143,9 +145,15 @@ def run(given: Given, ours: bool, device: str, dtype: torch.dtype) -> Values:
     if given.resets is not None:
         extra["resets"] = given.resets.to(device)
     hx: Any = (leaves["h_0"], leaves["c_0"]) if "c_0" in leaves else leaves.get("h_0")
-    y, last = layer(source, hx, **extra)
+    with torch.random.fork_rng():
+        torch.manual_seed(given.seed)  # of masks
+        y, last = layer(source, hx, **extra)
     outputs = {"output": y.data if isinstance(y, PackedSequence) else y}
-    outputs |= dict(zip(("h_n", "c_n"), last if isinstance(last, tuple) else (last,), strict=False))
+    outputs |= dict(
+        zip(
+            ("h_n", "c_n", "n_n", "m_n"), last if isinstance(last, tuple) else (last,), strict=False
+        )
+    )
     leaves |= dict(layer.named_parameters())
     upstream = [given.draw(9 + i, *t.shape) for i, t in enumerate(outputs.values())]
     gradients = torch.autograd.grad(
@@ -244,6 +252,8 @@ def why_not(check: Check, precision: Precision, backend: str, device: str) -> st
     """
     if check.beyond_torch and precision.dtype == torch.float64 and backend == "reference":
         return "in float64 it is itself the measure of what torch.nn lacks"
+    if check.control == "cell-clip" and precision.wide_sums:
+        return "rounding decides on which side of the bound a cell state is"
     nothing = LoopInputs(*[None] * len(LoopInputs._fields))
     masked = torch.empty(0)  # only whether there is one counts
     packed = check.layout.startswith("packed")
@@ -252,6 +262,8 @@ def why_not(check: Check, precision: Precision, backend: str, device: str) -> st
     )
     reverse = (False, True)[: check.directions]
     beyond = vendor.reason_against(check.cell, loop, reverse)
+    if check.control:
+        beyond = "torch.nn has no such option"
     problem = dispatch.Problem(check.cell, device, precision.dtype, None, beyond)
     with bptt.backend(backend):
         return dispatch.reasons(problem)[backend]

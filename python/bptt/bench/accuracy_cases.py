@@ -12,7 +12,19 @@ import torch
 
 import bptt
 
-LAYERS = ("RNN", "GRU", "LSTM")
+LAYERS = ("RNN", "GRU", "LSTM", "CIFG", "SLSTM", "IndRNN")
+# Options of a layer by the name of a check; probabilities draw masks, the same in every backend.
+CONTROLS: dict[str, dict[str, Any]] = {
+    "zoneout": {"zoneout": 0.3},
+    "dropouts": {"recurrent_dropout": 0.4, "weight_drop": 0.3},
+    "truncate": {"truncate": 5},
+    "clip-values": {"clip_grad_value": 0.5},
+    "clip-norms": {"clip_grad_norm": 1.0},
+    "cell-clip": {"cell_clip": 0.4},
+    "layer-norm": {"layer_norm": True},
+    "heads": {"num_heads": 2},
+    "softsign": {"activation": "softsign"},
+}
 LAYOUTS = ("time first", "batch first", "unbatched", "packed", "packed sorted")
 
 
@@ -58,7 +70,8 @@ class Check:
     """A layer with its options, and the sizes of what goes in.
 
     Attributes:
-        layer: "RNN", "GRU" or "LSTM".
+        layer: one of `LAYERS`.
+        control: a name in `CONTROLS`, or "".
         layout: one of `LAYOUTS`; "packed" has lengths in no order (enforce_sorted=False).
         states: whether initial states are given.
         lengths, resets: whether the call has them; torch.nn does not know them.
@@ -77,6 +90,7 @@ class Check:
     bias: bool = True
     merge_mode: str = "concat"
     recompute: bool = False
+    control: str = ""
     layout: str = "time first"
     states: bool = True
     lengths: bool = False
@@ -102,16 +116,20 @@ class Check:
     @property
     def cell(self) -> str:
         """A name in `bptt.cells.CELLS`."""
+        options = bptt.options.Options(**CONTROLS.get(self.control, {}))
         if self.layer == "LSTM":
-            return bptt.functional.lstm_cell_name(self.peephole)
+            return bptt.functional.lstm_cell_name(self.peephole, options)
         if self.layer == "GRU":
-            return bptt.functional.gru_cell_name(self.reset_after)
-        return bptt.functional.rnn_cell_name(self.nonlinearity)
+            return bptt.functional.gru_cell_name(self.reset_after, options)
+        if self.layer == "RNN":
+            return bptt.functional.rnn_cell_name(self.nonlinearity, options)
+        return self.layer.lower()
 
     @property
     def beyond_torch(self) -> bool:
         """Whether torch.nn has nothing to compare with."""
         own = self.peephole or not self.reset_after or self.nonlinearity == "sigmoid"
+        own = own or self.control != "" or not hasattr(torch.nn, self.layer)
         return own or self.lengths or self.resets or self.merge_mode != "concat"
 
     @property
@@ -131,14 +149,15 @@ class Check:
     def options(self, ours: bool) -> dict[str, Any]:
         """Arguments of the layer's constructor."""
         names = ["num_layers", "bidirectional", "bias"]
-        names += {"RNN": ["nonlinearity"], "LSTM": ["proj_size"]}.get(self.layer, [])
+        names += {"RNN": ["nonlinearity"], "LSTM": ["proj_size"], "CIFG": ["proj_size"]}.get(
+            self.layer, []
+        )
         if ours:
             names += ["merge_mode", "recompute"]
             names += {"GRU": ["reset_after"], "LSTM": ["peephole"]}.get(self.layer, [])
-        batch_first = self.layout == "batch first"
-        return {name: getattr(self, name) for name in names} | {
-            "batch_first": batch_first, "dropout": 0.0,
-        }  # fmt: skip
+        more = {"batch_first": self.layout == "batch first", "dropout": 0.0}
+        more |= CONTROLS.get(self.control, {})
+        return {name: getattr(self, name) for name in names} | more
 
 
 def roundings(check: Check, precision: Precision, gradient: bool) -> int:
@@ -159,6 +178,8 @@ def roundings(check: Check, precision: Precision, gradient: bool) -> int:
 def allowance(check: Check, precision: Precision, gradient: bool) -> float:
     """The error in units that passes whatever torch.nn's is; see the module's description."""
     doubled = 2.0 if precision.dtype == torch.float64 else 1.0
+    if check.control == "layer-norm":  # divides roundings by a spread that may be small
+        doubled *= 4.0
     return doubled * (1.0 + math.sqrt(roundings(check, precision, gradient)))
 
 
@@ -169,6 +190,10 @@ _KINDS: tuple[dict[str, Any], ...] = (
 _OWN_KINDS: tuple[dict[str, Any], ...] = (
     {"layer": "RNN", "nonlinearity": "sigmoid"}, {"layer": "GRU", "reset_after": False},
     {"layer": "LSTM", "peephole": True}, {"layer": "LSTM", "peephole": True, "proj_size": 6},
+)  # fmt: skip
+_NEW_KINDS: tuple[dict[str, Any], ...] = (
+    {"layer": "CIFG"}, {"layer": "CIFG", "proj_size": 6}, {"layer": "SLSTM", "states": False},
+    {"layer": "SLSTM", "states": False, "control": "heads"}, {"layer": "IndRNN"},
 )  # fmt: skip
 _BOTH: dict[str, Any] = {"num_layers": 2, "bidirectional": True}
 _QUICK: tuple[dict[str, Any], ...] = (
@@ -181,7 +206,7 @@ _QUICK: tuple[dict[str, Any], ...] = (
 )
 _OWN_QUICK: tuple[dict[str, Any], ...] = (
     {"lengths": True, "batch": 9},
-    {**_BOTH, "resets": True, "merge_mode": "sum", "layout": "batch first", "hidden": 13},
+    {**_BOTH, "resets": True, "merge_mode": "sum", "layout": "batch first", "hidden": 14},
 )
 _SIZES = ((1, 1, 5, 8), (7, 3, 10, 15), (33, 17, 6, 31), (16, 8, 32, 32))  # T, B, I, H
 _LARGE = ((512, 1, 16, 32), (200, 4, 24, 40), (12, 64, 128, 96), (20, 32, 512, 512))
@@ -197,6 +222,18 @@ def checks(full: bool = False, layers: Sequence[str] = LAYERS) -> list[Check]:
     found = [Check(**kind, **rest) for kind in kinds for rest in _QUICK]
     found += [Check(**kind, **rest) for kind in own for rest in _OWN_QUICK]
     found += [Check(**kind) for kind in own if kind in _OWN_KINDS]
+    new = [kind for kind in _NEW_KINDS if kind["layer"] in layers]
+    found += [Check(**kind, **rest) for kind in new for rest in ({}, *_OWN_QUICK)]
+    found += [
+        Check(layer, control=control, **rest)
+        for layer in ("RNN", "GRU", "LSTM")
+        for control in CONTROLS
+        if layer in layers and _takes(layer, control)
+        for rest in _OWN_QUICK
+        # After a reset a product is zero, and the floor of its variance is all that its roundings
+        # are divided by: they say nothing of a kernel.
+        if not (control == "layer-norm" and rest.get("resets"))
+    ]
     if full:
         found += [check for kind in kinds for check in _combinations(kind)]
         found += [Check(**kind, **_sized(size)) for kind in (*kinds, *own) for size in _LARGE]
@@ -207,6 +244,13 @@ def checks(full: bool = False, layers: Sequence[str] = LAYERS) -> list[Check]:
             for size in _SIZES[1:3]
         ]
     return list(dict.fromkeys(found))
+
+
+def _takes(layer: str, control: str) -> bool:
+    """Whether a layer has an option."""
+    return not (control == "cell-clip" and layer != "LSTM") and not (
+        control == "softsign" and layer == "RNN"
+    )
 
 
 def _combinations(kind: dict[str, Any]) -> Iterator[Check]:

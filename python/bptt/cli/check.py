@@ -34,7 +34,8 @@ def check(
     ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda; what is here by default")] = "",
     layer: Annotated[
-        list[str] | None, typer.Option(help="RNN, GRU or LSTM; repeat it for more")
+        list[str] | None,
+        typer.Option(help="RNN, GRU, LSTM, CIFG, SLSTM or IndRNN; repeat it for more"),
     ] = None,
     full: Annotated[
         bool, typer.Option("--full/--quick", help="every combination of options, or a few")

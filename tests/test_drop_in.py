@@ -194,7 +194,8 @@ def test_functionalize(name):
     assert ops == [torch.ops.bptt.recurrence_forward.default], "it is the kernel that was traced"
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:FutureWarning")
 @pytest.mark.parametrize("name", LAYERS + CELLS)
 def test_torch_jit_script_says_what_to_do(name):
     with pytest.raises(RuntimeError, match=rf"cannot compile bptt\.{name}.*bptt\.to_torch"):
@@ -202,6 +203,7 @@ def test_torch_jit_script_says_what_to_do(name):
 
 
 @pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:FutureWarning")
 def test_torch_jit_trace_without_gradients_is_for_any_shape():
     layer = bptt.LSTM(5, 6, num_layers=2, bidirectional=True)
     with pytest.raises(RuntimeError, match=r"cannot record the gradients.*bptt\.to_torch"):

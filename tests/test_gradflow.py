@@ -72,7 +72,7 @@ def test_norms_are_autograds():
 
 
 def flow_of(medians, tiny=1e-38):
-    return Flow("GRU", "initial", 0, torch.tensor(medians).unsqueeze(1), 0.0, tiny)
+    return Flow("GRU", "plain", "initial", 0, torch.tensor(medians).unsqueeze(1), 0.0, tiny)
 
 
 def test_summaries():
@@ -85,6 +85,27 @@ def test_summaries():
     assert underflown.rate == pytest.approx(0.5)
     nothing = summarize(flow_of([math.nan, math.inf, 1.0]))
     assert nothing.rate is None and nothing.half_life is None
+
+
+def test_treatments_beside_plain_runs():
+    settings = Settings(steps=20, hidden=8, batch=4, train=0, gain=3.0, truncate=6, clip=1e-3)
+    flows = {(flow.network, flow.treatment): flow.norms for flow in run(settings)}
+    assert {treatment for _, treatment in flows} == {"plain", "truncate=6", "clip=0.001"}
+    for network in NETWORKS:
+        plain = flows[network, "plain"]
+        cut, clipped = flows[network, "truncate=6"], flows[network, "clip=0.001"]
+        torch.testing.assert_close(cut[18:], plain[18:])  # the border lies before step 18
+        assert (cut[:18] == 0).all() and (plain[:18] > 0).any()
+        torch.testing.assert_close(clipped[-1], plain[-1])  # what arrives, before it is bounded
+        assert (clipped[:-1] <= plain[:-1] + 1e-6).all() and clipped[0].max() < 1
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("truncate", -1), ("clip", -0.5), ("clip", math.nan)]
+)
+def test_treatments_that_are_none(option, value):
+    with pytest.raises(ValueError, match=option):
+        Settings(**{option: value})
 
 
 def test_a_plain_network_forgets_faster_than_an_lstm():

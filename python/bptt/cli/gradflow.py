@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ..gradflow import Flow, Settings
 
 FILES = ("gradflow.png", "gradflow.csv", "gradflow.json")
-_LEAST_WIDTH = 100  # columns of a table where the output is no terminal
+_LEAST_WIDTH = 112  # columns of a table where the output is no terminal
 _REPORT_EVERY = 100  # steps of training, where there is no terminal for a progress bar
 
 
@@ -32,6 +32,12 @@ def gradflow(
         float, typer.Option(help="The LSTM's initial bias of the forget gate.")
     ] = 1.0,
     learning_rate: Annotated[float, typer.Option(help="Of Adam.")] = 2e-3,
+    truncate: Annotated[
+        int, typer.Option(help="Also with gradients that stop every so many steps; 0: not.")
+    ] = 0,
+    clip: Annotated[
+        float, typer.Option(help="Also with the norm of dL/dh_t bounded at each step; 0: not.")
+    ] = 0.0,
     seed: Annotated[int, typer.Option(help="Of weights and data.")] = 0,
     dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16 or float16.")] = "float32",
     device: Annotated[str, typer.Option(help="Where all runs, such as cpu or cuda.")] = "cpu",
@@ -51,8 +57,8 @@ def gradflow(
     try:
         settings = Settings(
             steps=steps, hidden=hidden, batch=batch, layers=layers, train=train, gain=gain,
-            forget_bias=forget_bias, learning_rate=learning_rate, seed=seed, dtype=dtype,
-            device=device,
+            forget_bias=forget_bias, learning_rate=learning_rate, truncate=truncate, clip=clip,
+            seed=seed, dtype=dtype, device=device,
         )  # fmt: skip
         _check_device(settings)
         output.mkdir(parents=True, exist_ok=True)
@@ -92,7 +98,7 @@ def _run(settings: Settings, console: Console) -> list[Flow]:
     text = TextColumn("{task.description:8}  loss {task.fields[loss]:.4f}")
     columns = (TextColumn("training"), BarColumn(), TaskProgressColumn(), text)
     bar = Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-    total = settings.train * len(NETWORKS)
+    total = settings.train * len(NETWORKS) * len(settings.treatments())
     task = bar.add_task("", total=total, loss=float("nan"), visible=total > 0)
 
     def progress(network: str, step: int, loss: float) -> None:

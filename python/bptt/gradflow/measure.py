@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..grad_norms import GradientNorms
 from ..nn import GRU, LSTM, RNN
 from .adding import adding_problem
-from .settings import Settings
+from .settings import PLAIN, Settings
 
 # By name as a reader knows them, in the order of a table.
 NETWORKS: dict[str, Callable[..., nn.Module]] = {
@@ -37,6 +37,8 @@ class Flow:
 
     Attributes:
         network: a name in `NETWORKS`.
+        treatment: "plain", or what is done to gradients on their way (`Settings.treatments`). Norms
+            are those that arrive at a step, before they are bounded.
         phase: "initial" or "trained".
         layer: from 0, the bottom one.
         norms: `[T, B]`, ||dL_b/dh_t||_2 for L_b the squared error of sequence b at the last step.
@@ -45,6 +47,7 @@ class Flow:
     """
 
     network: str
+    treatment: str
     phase: str
     layer: int
     norms: Tensor
@@ -80,9 +83,9 @@ class Summary:
 class Network(nn.Module):
     """A recurrent layer or several, and a linear map of the last output to one number."""
 
-    def __init__(self, name: str, settings: Settings) -> None:
+    def __init__(self, name: str, settings: Settings, options: dict[str, Any]) -> None:
         super().__init__()
-        self.recurrent = NETWORKS[name](2, settings.hidden, num_layers=settings.layers)
+        self.recurrent = NETWORKS[name](2, settings.hidden, num_layers=settings.layers, **options)
         self.head = nn.Linear(settings.hidden, 1)
         with torch.no_grad():
             for key, weight in self.recurrent.named_parameters():
@@ -97,10 +100,10 @@ class Network(nn.Module):
         return self.head(outputs[-1]).squeeze(-1)
 
 
-def make_network(name: str, settings: Settings) -> Network:
-    """A network in its initial state, the same for the same seed whatever the dtype and device."""
+def make_network(name: str, settings: Settings, treatment: str = PLAIN) -> Network:
+    """A network in its initial state, the same for the same seed whatever else is asked for."""
     torch.manual_seed(settings.seed)
-    network = Network(name, settings)
+    network = Network(name, settings, settings.treatments()[treatment])
     return network.to(settings.device, getattr(torch, settings.dtype))
 
 
@@ -159,18 +162,21 @@ def run(settings: Settings, progress: Progress = lambda *_: None) -> list[Flow]:
     data = batch_of(settings, torch.Generator().manual_seed(settings.seed))
     flows = []
     for name in NETWORKS:
-        network = make_network(name, settings)
-        flows += _flows(name, INITIAL, network, *data)
-        if settings.train > 0:
-            train(name, network, settings, progress)
-            flows += _flows(name, TRAINED, network, *data)
+        for treatment in settings.treatments():
+            network = make_network(name, settings, treatment)
+            flows += _flows(name, treatment, INITIAL, network, *data)
+            if settings.train > 0:
+                train(name, network, settings, progress)
+                flows += _flows(name, treatment, TRAINED, network, *data)
     return flows
 
 
-def _flows(name: str, phase: str, network: Network, x: Tensor, targets: Tensor) -> list[Flow]:
+def _flows(
+    name: str, treatment: str, phase: str, network: Network, x: Tensor, targets: Tensor
+) -> list[Flow]:
     layers, loss = measure(network, x, targets)
     tiny: Any = torch.finfo(x.dtype).tiny
-    return [Flow(name, phase, k, norms, loss, tiny) for k, norms in enumerate(layers)]
+    return [Flow(name, treatment, phase, k, norms, loss, tiny) for k, norms in enumerate(layers)]
 
 
 def summarize(flow: Flow) -> Summary:

@@ -19,22 +19,25 @@ from rich.table import Table
 
 from .._version import __version__
 from .measure import NETWORKS, Flow, summarize
-from .settings import Settings
+from .settings import PLAIN, Settings
 
 DEFINITION = (
     "||dL_b/dh_t||_2: Euclidean norm of the gradient of the squared error of sequence b at the "
     "last step, by the whole hidden state of step t"
 )
+LINES = ("-", "--", ":")  # of the treatments
 COLUMNS = (
-    "network", "phase", "layer", "step", "distance", "lower_quartile", "median", "upper_quartile",
+    "network", "treatment", "phase", "layer", "step", "distance",
+    "lower_quartile", "median", "upper_quartile",
 )  # fmt: skip
 
 
 def table(flows: Sequence[Flow]) -> Table:
-    """A row per network, phase and layer."""
+    """A row per network, treatment, phase and layer."""
     shown = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     columns = (
         "network",
+        "treatment",
         "phase",
         "layer",
         "loss",
@@ -44,16 +47,17 @@ def table(flows: Sequence[Flow]) -> Table:
         "half-life",
     )
     for k, name in enumerate(columns):
-        shown.add_column(name, justify="left" if k < 2 else "right", no_wrap=True)
+        shown.add_column(name, justify="left" if k < 3 else "right", no_wrap=True)
     for flow in flows:
         s = summarize(flow)
         shown.add_row(
             flow.network,
+            flow.treatment,
             flow.phase,
             str(flow.layer),
             f"{flow.loss:.4g}",
             f"{s.last:.2e}",
-            "underflow" if s.first < flow.tiny else f"{s.first:.2e}",
+            "0" if s.first == 0 else "underflow" if s.first < flow.tiny else f"{s.first:.2e}",
             "-" if s.rate is None else f"x {s.rate:.4f}",
             "-" if s.half_life is None else f"{s.half_life:.1f} steps",
         )
@@ -61,14 +65,17 @@ def table(flows: Sequence[Flow]) -> Table:
 
 
 def write_csv(flows: Sequence[Flow], path: Path) -> None:
-    """A line per network, phase, layer and step; steps count from 0, distances from the loss."""
+    """A line per network, treatment, phase, layer and step.
+
+    Steps count from 0, distances from the loss.
+    """
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(COLUMNS)
         for flow in flows:
             last = flow.norms.shape[0] - 1
             for step, norms in enumerate(flow.quartiles().t().tolist()):
-                place = (flow.network, flow.phase, flow.layer, step, last - step)
+                place = (flow.network, flow.treatment, flow.phase, flow.layer, step, last - step)
                 writer.writerow([*place, *norms])
 
 
@@ -77,6 +84,7 @@ def write_json(settings: Settings, flows: Sequence[Flow], path: Path) -> None:
     results = [
         {
             "network": flow.network,
+            "treatment": flow.treatment,
             "phase": flow.phase,
             "layer": flow.layer,
             "loss": flow.loss,
@@ -105,11 +113,13 @@ def _finite(value: Any) -> Any:
 def write_figure(settings: Settings, flows: Sequence[Flow], path: Path) -> None:
     """Norm over the distance to the loss: a column of panels per phase, a row per layer."""
     phases = list(dict.fromkeys(flow.phase for flow in flows))
-    size = (1 + 4.5 * len(phases), 0.8 + 3.2 * settings.layers)
+    size = (3 + 4.5 * len(phases), 0.8 + 3.2 * settings.layers)
     figure = Figure(figsize=size, layout="constrained")
     panels = figure.subplots(settings.layers, len(phases), sharex=True, sharey=True, squeeze=False)
+    treatments = list(settings.treatments())
     for flow in flows:
-        _draw(panels[flow.layer][phases.index(flow.phase)], flow)
+        line = LINES[treatments.index(flow.treatment)]
+        _draw(panels[flow.layer][phases.index(flow.phase)], flow, line)
     for row, layer in enumerate(panels):
         for column, panel in enumerate(layer):
             panel.set_yscale("log")
@@ -121,7 +131,7 @@ def write_figure(settings: Settings, flows: Sequence[Flow], path: Path) -> None:
             if column == 0:
                 name = f"layer {row}: " if settings.layers > 1 else ""
                 panel.set_ylabel(rf"{name}$\Vert \partial L/\partial h_t \Vert_2$")
-    panels[0][0].legend(fontsize="small")
+    figure.legend(*panels[0][0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
     figure.suptitle(
         f"Adding problem: T = {settings.steps}, H = {settings.hidden}, gain {settings.gain:g}, "
         f"{settings.dtype}; medians and quartiles of {settings.batch} sequences",
@@ -130,12 +140,15 @@ def write_figure(settings: Settings, flows: Sequence[Flow], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
-def _draw(panel: Axes, flow: Flow) -> None:
+def _draw(panel: Axes, flow: Flow, line: str) -> None:
     values = flow.quartiles()
     # A log scale has no place for zeros, nor for what is not finite: gaps.
     gaps = ~values.isfinite() | (values < flow.tiny)
     lower, median, upper = values.masked_fill(gaps, math.nan).tolist()
     distances = range(len(median) - 1, -1, -1)
     color = f"C{list(NETWORKS).index(flow.network)}"
-    panel.plot(distances, median, color=color, label=flow.network)
-    panel.fill_between(distances, lower, upper, color=color, alpha=0.2, linewidth=0)
+    plain = flow.treatment == PLAIN
+    label = flow.network if plain else f"{flow.network}, {flow.treatment}"
+    panel.plot(distances, median, color=color, linestyle=line, label=label)
+    if plain:
+        panel.fill_between(distances, lower, upper, color=color, alpha=0.2, linewidth=0)

@@ -5,7 +5,7 @@
 #include <type_traits>
 
 #include "normalize.h"
-#include "random.h"
+#include "random_lanes.h"
 #include "worker.h"
 
 namespace bptt {
@@ -40,26 +40,20 @@ class Controls {
   // 1 where a state stays what it was, else 0; or the probability of that.
   V stays(int state, const Place& at) const {
     if (!c_.sampled) return V(static_cast<T>(rate(state)));
-    T values[V::kLanes];
-    for (int lane = 0; lane < V::kLanes; ++lane) {
-      const RandomWords words = draw_at(static_cast<uint64_t>(*c_.seed), Draw::kZoneout,
-                                        at.unit + lane, at.row, at.time, at.direction);
-      values[lane] = happens(words.word[state == 0 ? 0 : 1], rate(state)) ? T(1) : T(0);
-    }
-    return load(values);
+    WordRaw words[2];
+    draw_lanes(static_cast<uint64_t>(*c_.seed), Draw::kZoneout, at.unit, at.row, at.time,
+               at.direction, words);
+    return choose(words[state == 0 ? 0 : 1], rate(state), T(1), T(0));
   }
 
   // What recurrent dropout multiplies a hidden state with on its way into products.
   V kept_by_dropout(int64_t row, int64_t unit, int64_t direction) const {
     const double p = c_.recurrent_dropout;
     const T scale = static_cast<T>(p < 1 ? 1 / (1 - p) : 0);
-    T values[V::kLanes];
-    for (int lane = 0; lane < V::kLanes; ++lane) {
-      const RandomWords words = draw_at(static_cast<uint64_t>(*c_.seed), Draw::kRecurrentDropout,
-                                        unit + lane, row, 0, direction);
-      values[lane] = happens(words.word[0], p) ? T(0) : scale;
-    }
-    return load(values);
+    WordRaw words[2];
+    draw_lanes(static_cast<uint64_t>(*c_.seed), Draw::kRecurrentDropout, unit, row, 0, direction,
+               words);
+    return choose(words[0], p, T(0), scale);
   }
 
   // Whether no gradient passes from step t of a row to the step that it took before.

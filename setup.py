@@ -52,9 +52,8 @@ COMPILE = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-Wall", "-
 # only let the compiler fuse a*b+c and ignore errno and the floating-point exception flags.
 ARITHMETIC = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
 
-# Compiled once for each instruction set. The loops with options do what they do by calls, and twice
-# the time to compile them bought nothing that could be measured.
-PER_INSTRUCTION_SET = {"cpu_kernels.cpp": [], "cpu_controlled.cpp": ["-O1"]}
+# Compiled once for each instruction set.
+PER_INSTRUCTION_SET = ("cpu_kernels.cpp", "cpu_controlled.cpp")
 
 # csrc/engine/cpu.cpp picks the one to run by what the processor can do. The first is for any
 # processor of the family.
@@ -283,7 +282,7 @@ def add_engine(file: NinjaFile, in_place: bool) -> list[Path]:
     for source in [*sources("engine", ".cpp"), *sources("cuda", ".cpp")]:
         if source.name in PER_INSTRUCTION_SET:
             for name, flags in compiled.items():
-                flags = [*plain, f"-DBPTT_ISA={name}", *flags, *PER_INSTRUCTION_SET[source.name]]
+                flags = [*plain, f"-DBPTT_ISA={name}", *flags]
                 objects.append(file.compile(source, flags, variant=name))
         elif source.name == "cpu.cpp":
             # One object for each choice, so that a wheel and a build in place leave each other's.

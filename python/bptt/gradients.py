@@ -277,11 +277,13 @@ def _matrix(planes: Tensor, d: int) -> Tensor:
 
 def _into_products(h: Tensor, loop: LoopInputs, config: Config) -> Tensor:
     """What of hidden states `[T, B, D, R]` enters recurrent products."""
-    p = config.control.recurrent_dropout
-    if p == 0:
-        return h
-    directions, batch, state = loop.h0.shape
-    return h * random.kept(loop.seed, p, (directions, batch, state), h.dtype).transpose(0, 1)
+    return h if config.control.recurrent_dropout == 0 else h * _kept(loop, config, h.dtype)
+
+
+def _kept(loop: LoopInputs, config: Config, dtype: torch.dtype) -> Tensor:
+    """What recurrent dropout multiplies hidden states with, `[B, D, R]`."""
+    p, (directions, batch, state) = config.control.recurrent_dropout, loop.h0.shape
+    return random.kept(loop.seed, p, (directions, batch, state), dtype).transpose(0, 1)
 
 
 def _into_projection(dh: Tensor, loop: LoopInputs, config: Config) -> Tensor:
@@ -299,8 +301,11 @@ def _into_projection(dh: Tensor, loop: LoopInputs, config: Config) -> Tensor:
 def _hidden_sum(rows: Tensor, y: Tensor, loop: LoopInputs, config: Config, groups: int) -> Tensor:
     """Sum rows^T h over all steps, h being the hidden state that entered each step's product."""
     h0, lengths, resets, reverse = loop.h0, loop.lengths, loop.resets, config.reverse
-    if groups > 1 or resets is not None or config.control.recurrent_dropout > 0:
-        h_prev = _into_products(_previous(y, h0, lengths, reverse), loop, config)
+    if config.control.recurrent_dropout > 0:
+        kept = _kept(loop, config, y.dtype)
+        y, h0 = y * kept, h0 * kept.transpose(0, 1)
+    if groups > 1 or resets is not None:
+        h_prev = _previous(y, h0, lengths, reverse)
         if resets is not None:
             h_prev = torch.where(resets[:, :, None, None], torch.zeros_like(h_prev), h_prev)
         return _outer_sum(rows, h_prev, groups)

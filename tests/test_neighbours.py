@@ -122,6 +122,11 @@ def test_a_mask_that_is_none(mask, error, words):
         bptt.GRU(5, 6)(torch.randn(7, 3, 5), mask=mask)
 
 
+def test_a_mask_of_no_steps():
+    with pytest.raises(RuntimeError, match="Expected sequence length to be larger than 0"):
+        bptt.GRU(5, 6)(torch.randn(0, 3, 5), mask=torch.ones(0, 3, dtype=torch.bool))
+
+
 def test_a_mask_beside_lengths():
     with pytest.raises(ValueError, match="lengths and mask say the same"):
         bptt.GRU(5, 6)(

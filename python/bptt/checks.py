@@ -441,14 +441,13 @@ def lengths_of_mask(kind: str, mask: Any, input: Any, lengths: object, batch_fir
             f"{kind}: mask must have the input's shape without its features, "
             f"{list(input.shape[:-1])}, got {list(mask.shape)}"
         )
-    time = 1 if batch_first and mask.dim() == 2 else 0
+    by_step = mask.t() if batch_first and mask.dim() == 2 else mask
     readable = mask.device.type == "cpu" and type(mask) is Tensor and not _traced(mask)
-    if readable and bool((mask.narrow(time, 1, mask.shape[time] - 1)
-                          > mask.narrow(time, 0, mask.shape[time] - 1)).any()):  # fmt: skip
+    if readable and bool((by_step[1:] > by_step[:-1]).any()):
         raise ValueError(
             f"{kind}: mask must be true in the first steps of each sequence and false after them"
         )
-    return mask.sum(time)
+    return by_step.sum(0)
 
 
 def _traced(tensor: Tensor) -> bool:

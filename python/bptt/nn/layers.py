@@ -31,7 +31,7 @@ Pair = tuple[Tensor, Tensor]
 
 
 class RecurrentLayer(Traced, nn.RNNBase):
-    """What the three layers share; use RNN, GRU or LSTM.
+    """What all layers share; use RNN, GRU, LSTM or one of those beside them.
 
     Weights are looked up by name at each call, so parametrizations, weight_norm,
     `torch.func.functional_call`, weight tying and plain assignment all act at once. There is no

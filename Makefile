@@ -32,7 +32,7 @@ help:  ## what there is
 	@echo "PYTHON=$(PYTHON) makes $(VENV), TORCH=$(TORCH) is installed there; both can be set."
 
 demo: build  ## layers beside torch.nn, and a model trained on real words: some minutes, the first time with the build
-	$(BIN)/python -m bptt.demo
+	$(BIN)/python -m bptt.tools.demo
 
 test: lint build simulator  ## lint, then the suite; GPU kernels without a GPU run beside it
 	$(BIN)/python -m pytest -q $(WORKERS) $(CASES)

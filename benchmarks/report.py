@@ -14,8 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from bptt.bench.problems import LAYERS
-from bptt.bench.report import (
+from bptt.tools.bench.problems import LAYERS
+from bptt.tools.bench.report import (
     entries,
     figures_lines,
     geometric_mean,
@@ -24,7 +24,7 @@ from bptt.bench.report import (
     source_line,
     table,
 )
-from bptt.bench.results import Result
+from bptt.tools.bench.results import Result
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results"

@@ -16,8 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bptt import gpu
-from bptt.op_checks import Sizes
+from bptt.engines import gpu
+from bptt.recurrence.op_checks import Sizes
 
 ROOT = Path(__file__).resolve().parent.parent
 OBJECTS = ROOT / "build" / "native" / "cuda"

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from torch.utils.benchmark.utils.timer import timer
 
-from bptt.bench import problems, providers
-from bptt.bench.run import SLACK, Setting, relative_error
-from bptt.bench.timing import Call, ratio
+from bptt.tools.bench import problems, providers
+from bptt.tools.bench.run import SLACK, Setting, relative_error
+from bptt.tools.bench.timing import Call, ratio
 
 ROUNDS = 20
 

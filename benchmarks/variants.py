@@ -2,9 +2,9 @@
 
 python benchmarks/variants.py        writes results/<machine>/variants.json and variants.md
 
-Times are medians of calls in turns (`bptt.bench.timing`), on every core that torch uses. Beside the
-variants stands bptt's reference backend: what a user would write with torch's operations. Beside
-`compile_cell` stands a loop over the same function.
+Times are medians of calls in turns (`bptt.tools.bench.timing`), on every core that torch uses.
+Beside the variants stands bptt's reference backend: what a user would write with torch's
+operations. Beside `compile_cell` stands a loop over the same function.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from rich.progress import track
 from torch import Tensor, nn
 
 import bptt
-from bptt.bench import machine
-from bptt.bench.report import machine_line, source_line, table
-from bptt.bench.timing import Plain, measure
+from bptt.tools.bench import machine
+from bptt.tools.bench.report import machine_line, source_line, table
+from bptt.tools.bench.timing import Plain, measure
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STEPS, BATCH, HIDDEN = 100, 32, 256

@@ -1,6 +1,6 @@
 """Activations by name, and their gradients written in their results: see `csrc/cells/activation.h`.
 
-The names are those of `bptt.control.ACTIVATIONS`, and compile-time constants.
+The names are those of `bptt.recurrence.control.ACTIVATIONS`, and compile-time constants.
 """
 
 from __future__ import annotations

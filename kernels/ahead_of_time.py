@@ -25,8 +25,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from bptt.cells import CELLS, PLAIN_CELLS
-from bptt.control import PLAIN, Control
+from bptt.recurrence.cells import CELLS, PLAIN_CELLS
+from bptt.recurrence.control import PLAIN, Control
 
 from . import backward, backward_tiles, forward, forward_tiles
 from .cells import KERNEL_CELLS

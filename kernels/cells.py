@@ -10,8 +10,8 @@ is what a cell leaves open: the names of its activations and the bound of its ce
         -> dgates_x, dgates_h, dstates of the step before that bypass the product, dw_unit
         `states` are those that forward made, before anything else happened to them
 
-`saved` is what forward keeps for backward, in the order of `CELLS` in `bptt.cells`. A cell with two
-products per step (GRU with the reset gate before the product) also has
+`saved` is what forward keeps for backward, in the order of `CELLS` in `bptt.recurrence.cells`. A
+cell with two products per step (GRU with the reset gate before the product) also has
 
     first(gates_x, gates_h, states_prev, math) -> operand, saved
         runs on all gates but the last; forward then gets the last gate alone, and this `saved`
@@ -42,7 +42,7 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from bptt.cells import CELLS
+from bptt.recurrence.cells import CELLS
 
 from .activations import (
     activate,
@@ -310,7 +310,7 @@ class KernelCell:
 
     Attributes:
         own_state: the activation of its candidates, and of a state on its way out.
-        name: in `bptt.cells.CELLS`, whose counts these are.
+        name: in `bptt.recurrence.cells.CELLS`, whose counts these are.
         cell_states: states besides the hidden one.
         kept: planes of `saved` that are the cell's own; a normalised cell's product follows.
     """

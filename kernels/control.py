@@ -1,4 +1,6 @@
-"""What a loop does besides running its cell, on one tile of a step: see `bptt.control.Control`.
+"""What a loop does besides running its cell, on one tile of a step.
+
+See `bptt.recurrence.control.Control`.
 
 Every field that is None is one that nobody asked for, and nothing of it is compiled.
 """

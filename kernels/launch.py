@@ -1,8 +1,8 @@
 """The ops of `torch.ops.bptt` on Triton: checks, tensors in, kernels launched, tensors out.
 
 Shapes are those of `csrc/engine/params.h`; what the ops return is stated by the fake kernels of
-`bptt.ops`. Every kernel is launched on the current stream and nothing waits for one: calls can be
-captured in a CUDA graph.
+`bptt.recurrence.ops`. Every kernel is launched on the current stream and nothing waits for one:
+calls can be captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from bptt.cells import CELLS, CellSpec
-from bptt.control import Control, from_numbers
-from bptt.gradients import KEEP_GATES, KEEP_NOTHING, LoopInputs, project
-from bptt.op_checks import Sizes, check_backward, check_forward
-from bptt.op_tensors import dense, new
+from bptt.recurrence.cells import CELLS, CellSpec
+from bptt.recurrence.control import Control, from_numbers
+from bptt.recurrence.gradients import KEEP_GATES, KEEP_NOTHING, LoopInputs, project
+from bptt.recurrence.op_checks import Sizes, check_backward, check_forward
+from bptt.recurrence.op_tensors import dense, new
 
 from . import backward as back
 from . import backward_tiles as back_tiles

@@ -152,7 +152,7 @@ def launch_cost(device: str = "cpu") -> float:
 
 
 def main() -> None:
-    from bptt.demo.machine import processor
+    from bptt.tools.bench.machine import processor
 
     with tempfile.TemporaryDirectory() as folder:
         NoDriver(Path(folder)).record = False

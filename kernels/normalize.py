@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from bptt.cells import NORM_EPSILON
+from bptt.recurrence.cells import NORM_EPSILON
 
 EPSILON = tl.constexpr(NORM_EPSILON)
 

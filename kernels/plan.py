@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import torch
 
-from bptt.cells import CELLS, CellSpec
-from bptt.control import PLAIN, Control
+from bptt.recurrence.cells import CELLS, CellSpec
+from bptt.recurrence.control import PLAIN, Control
 
 RESIDENT, BLOCK = "block, weights on chip", "block, weights from L2"
 STEP, PERSISTENT = "step", "persistent step"

@@ -1,4 +1,6 @@
-"""Random numbers that are a function of their place: those of `bptt.random`, bit for bit.
+"""Random numbers that are a function of their place.
+
+They are those of `bptt.recurrence.random`, bit for bit.
 
 Philox 4x32 with 10 rounds is Triton's own; what its counters are and what a word decides stands
 here.
@@ -11,7 +13,7 @@ import math
 import triton
 import triton.language as tl
 
-from bptt import random
+from bptt.recurrence import random
 
 ZONEOUT = tl.constexpr(random.ZONEOUT)
 RECURRENT_DROPOUT = tl.constexpr(random.RECURRENT_DROPOUT)

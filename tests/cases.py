@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import bptt
-from bptt.cells import CELLS
+from bptt.recurrence.cells import CELLS
 
 F32, F64, F16, BF16 = torch.float32, torch.float64, torch.float16, torch.bfloat16
 HALVES = (F16, BF16)

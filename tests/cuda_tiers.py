@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from bptt import gpu
-from bptt.cells import CELLS
+from bptt.engines import gpu
+from bptt.recurrence.cells import CELLS
 
 # A name that ends in "held" wants weights in registers where they fit; full float32 ones never do.
 HELD = ("block held", "cluster held", "grid held")

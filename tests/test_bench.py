@@ -13,12 +13,12 @@ from torch import nn
 from typer.testing import CliRunner
 
 import bptt
-from bptt import measured
-from bptt.bench import choice, compare, floor, memory, providers, report, results, timing
-from bptt.bench import problems as known
-from bptt.bench.problems import Problem
-from bptt.bench.run import Run, relative_error
-from bptt.cli.app import app
+from bptt.engines import measured
+from bptt.tools.bench import choice, compare, floor, memory, providers, report, results, timing
+from bptt.tools.bench import problems as known
+from bptt.tools.bench.problems import Problem
+from bptt.tools.bench.run import Run, relative_error
+from bptt.tools.cli.app import app
 
 SMALL = ["bench", "--layers", "GRU", "--shapes", "4x2x3x5", "--seconds", "0.01"]
 FAST = ["--provider", "bptt", "--passes", "inference,step"]
@@ -34,7 +34,7 @@ def _quick_figures(monkeypatch):
     """The speed of large products is not needed to see rows come and go."""
     monkeypatch.setattr(floor, "_CPU_SIZE", 64)
     monkeypatch.setattr(floor, "_copy_speed", lambda device: 10.0)
-    monkeypatch.setattr("bptt.bench.machine.import_seconds", lambda: 0.1)
+    monkeypatch.setattr("bptt.tools.bench.machine.import_seconds", lambda: 0.1)
 
 
 def bench(path, *arguments, small=True):
@@ -149,7 +149,7 @@ def test_a_run_writes_a_valid_result_a_report_and_a_table(path):
 def test_a_row_once_measured_is_kept(path, monkeypatch):
     assert bench(path, *FAST).exit_code == 0
     before = path.read_text()
-    monkeypatch.setattr("bptt.bench.run.measure", lambda *_: pytest.fail("measured again"))
+    monkeypatch.setattr("bptt.tools.bench.run.measure", lambda *_: pytest.fail("measured again"))
     done = bench(path, *FAST)
     assert done.exit_code == 0 and "2 measured before" in done.output
     assert path.read_text() == before

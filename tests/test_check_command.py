@@ -13,8 +13,8 @@ from torch import nn
 from typer.testing import CliRunner
 
 import bptt
-from bptt.bench import accuracy, accuracy_cases
-from bptt.cli.app import app
+from bptt.tools.bench import accuracy, accuracy_cases
+from bptt.tools.cli.app import app
 
 FLOAT32 = accuracy_cases.PRECISIONS["float32"]
 CASE = accuracy_cases.Check("GRU")

@@ -10,7 +10,7 @@ from torch.autograd import forward_ad
 from torch.library import opcheck
 
 import bptt
-from bptt.cells import CELLS
+from bptt.recurrence.cells import CELLS
 
 pytestmark = [
     # torch's own, inside Dynamo, Inductor and forward mode.

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import bptt
-from bptt.cells import CELLS
+from bptt.recurrence.cells import CELLS
 
 T, B, I, H = 6, 3, 4, 5
 TOLERANCE = {"rtol": 1e-12, "atol": 1e-13}

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bptt import _dev
-from bptt.cells import CELLS
+from bptt.recurrence.cells import CELLS
 from cases import ALL_CELLS
 
 # Capability, processors, bytes of shared memory that one block may have, MHz.

@@ -1,4 +1,4 @@
-"""Does `python -m bptt.demo` run every section, tell the truth, and fail when something fails?"""
+"""Does the demo run every section, tell the truth, and fail when something fails?"""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typer.testing import CliRunner
 
 import bptt
 from bptt.data import cmudict
-from bptt.demo import __main__ as entry
-from bptt.demo import machine, parity, speed, train
-from bptt.demo.app import app
+from bptt.tools.demo import __main__ as entry
+from bptt.tools.demo import machine, parity, speed, train
+from bptt.tools.demo.app import app
 
 TINY = ["--words", "300", "--hidden", "16", "--batch", "32", "--sample", "20"]
 
@@ -174,7 +174,7 @@ def test_missing_dependency_is_named(monkeypatch):
 
 
 def test_importing_bptt_needs_none_of_the_demo():
-    names = ", ".join(map(repr, (*entry.NEEDED, "bptt.demo", "bptt.models")))
+    names = ", ".join(map(repr, (*entry.NEEDED, "bptt.tools.demo", "bptt.models")))
     code = f"import sys, bptt; print([name for name in ({names}) if name in sys.modules])"
     output = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60

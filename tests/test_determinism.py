@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import bptt
-from bptt.cells import CELLS
-from bptt.gradients import KEEP_GATES, Config, LoopInputs, forward_op
+from bptt.recurrence.cells import CELLS
+from bptt.recurrence.gradients import KEEP_GATES, Config, LoopInputs, forward_op
 from cases import ALL_CELLS, DTYPES, F32, LSTMS, Case, make_inputs, run
 
 LAYERS = {

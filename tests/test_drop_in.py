@@ -306,7 +306,7 @@ def test_an_input_changed_in_place_is_an_error_as_in_torch_nn():
 def test_nobody_pays_for_changes_that_are_not_made(monkeypatch):
     layer = bptt.GRU(5, 6)
     y, _ = layer(torch.randn(4, 3, 5))
-    monkeypatch.setattr(bptt.gradients, "forward_op", None)
+    monkeypatch.setattr(bptt.recurrence.gradients, "forward_op", None)
     y.sum().backward()
 
 

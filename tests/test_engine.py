@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bptt import _dev
-from bptt.cells import CELLS, CellMath
-from bptt.control import ACTIVATIONS
-from bptt.gradients import KEEP_NOTHING, Config, LoopInputs, forward_op
+from bptt.recurrence.cells import CELLS, CellMath
+from bptt.recurrence.control import ACTIVATIONS
+from bptt.recurrence.gradients import KEEP_NOTHING, Config, LoopInputs, forward_op
 from cases import ALL_CELLS, F32, F64
 
 # --- cells ----------------------------------------------------------------------------------------

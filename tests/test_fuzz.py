@@ -17,8 +17,8 @@ import pytest
 import torch
 
 import bptt
-from bptt import reference
-from bptt.cells import CELLS
+from bptt.recurrence import reference
+from bptt.recurrence.cells import CELLS
 
 CASES = 1500  # per test, a few seconds
 EXCEPTIONS = (RuntimeError, ValueError, TypeError)  # NotImplementedError is a RuntimeError

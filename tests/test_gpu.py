@@ -13,7 +13,7 @@ import torch
 import bptt
 import cuda_tiers
 import tiers
-from bptt import gpu, overlap
+from bptt.engines import gpu, overlap
 from bptt.kernels import plan
 from cases import ALL_CELLS, BF16, F16, F32, LSTMS, Case, call, check, make_inputs
 
@@ -22,7 +22,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here"),
 ]
 DTYPES = (F32, F16, BF16)
-ONE_PRODUCT = tuple(cell for cell in ALL_CELLS if bptt.cells.CELLS[cell].stages == 1)
+ONE_PRODUCT = tuple(cell for cell in ALL_CELLS if bptt.recurrence.cells.CELLS[cell].stages == 1)
 
 
 def names(dtype):

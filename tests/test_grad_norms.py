@@ -15,7 +15,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pack_sequence
 from torch.utils.checkpoint import checkpoint
 
 import bptt
-from bptt.cells import CELLS
+from bptt.recurrence.cells import CELLS
 from cases import ALL_CELLS, BF16, F32, F64, LSTMS, Case, HiddenGradients, check, make_inputs, run
 
 # Of torch's own, while it compiles.

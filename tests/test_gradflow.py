@@ -13,9 +13,9 @@ pytest.importorskip("matplotlib", reason="matplotlib is not installed")
 pytest.importorskip("typer", reason="typer is not installed")
 from typer.testing import CliRunner
 
-from bptt.cli.app import app
-from bptt.gradflow import NETWORKS, Flow, Settings, adding_problem, measure, run, summarize
-from bptt.gradflow.measure import batch_of, make_network
+from bptt.tools.cli.app import app
+from bptt.tools.gradflow import NETWORKS, Flow, Settings, adding_problem, measure, run, summarize
+from bptt.tools.gradflow.measure import batch_of, make_network
 
 TINY = ["--steps", "12", "--hidden", "4", "--batch", "3"]
 PHASES = ("initial", "trained")
@@ -217,7 +217,7 @@ def test_the_picture_of_what_is_not_finite(tmp_path):
 
 
 def test_help_does_not_load_matplotlib():
-    program = "import sys\nfrom bptt.cli.app import app\nprint('matplotlib' in sys.modules)"
+    program = "import sys\nfrom bptt.tools.cli.app import app\nprint('matplotlib' in sys.modules)"
     done = subprocess.run(
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )

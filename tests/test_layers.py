@@ -14,7 +14,9 @@ from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pack_sequence
 
 import bptt.nn as ours
-from bptt import checks, functional, ops
+from bptt import functional
+from bptt.calls import checks
+from bptt.recurrence import ops
 
 T, B, I, H = 7, 3, 5, 4
 PAIRS = {name: (getattr(ours, name), getattr(nn, name)) for name in ("RNN", "GRU", "LSTM")}

@@ -88,14 +88,14 @@ def test_auto_recomputes_where_the_gates_are_large(name, monkeypatch):
     beside, _ = saved_per_step(layer, 2, F32)
     assert beside <= planes * H
     assert beside > H or planes == 0
-    monkeypatch.setattr(bptt.ops, "RECOMPUTE_BYTES", 0)
+    monkeypatch.setattr(bptt.recurrence.ops, "RECOMPUTE_BYTES", 0)
     beside, _ = saved_per_step(layer, 2, F32)
     assert beside == (H if cls is bptt.LSTM else 0)
 
 
 def test_the_size_of_the_gates():
     x, w_hh = torch.empty(100, 64, 8, dtype=BF16), torch.empty(2, 4 * 512, 512, dtype=BF16)
-    assert bptt.ops.gates_bytes("lstm", x, w_hh) == 100 * 64 * 2 * 4 * 512 * 2
+    assert bptt.recurrence.ops.gates_bytes("lstm", x, w_hh) == 100 * 64 * 2 * 4 * 512 * 2
 
 
 @pytest.mark.parametrize("wrong", ["always", 2, None])

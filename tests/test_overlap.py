@@ -6,8 +6,8 @@ On a CPU the chunks run one after another, in the order in which a GPU's streams
 import pytest
 import torch
 
-from bptt import overlap
-from bptt.op_checks import Sizes
+from bptt.engines import overlap
+from bptt.recurrence.op_checks import Sizes
 from cases import F64, Case, call, make_inputs
 
 CASES = [

@@ -1,6 +1,7 @@
 """Are packed sequences run as torch.nn runs them, in as little memory?
 
-A layer cuts a packed batch into segments (`bptt.packed`); the lengths here make one, two or many.
+A layer cuts a packed batch into segments (`bptt.calls.packed`); the lengths here make one, two or
+many.
 """
 
 import pytest
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import bptt
-from bptt.packed import SPARE_OF_ALL, SPARE_OF_SEGMENT, cut
+from bptt.calls.packed import SPARE_OF_ALL, SPARE_OF_SEGMENT, cut
 from test_memory import saved_storages
 
 LENGTHS = {

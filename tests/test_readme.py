@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bptt.bench.problems import grid
-from bptt.bench.results import Result
+from bptt.tools.bench.problems import grid
+from bptt.tools.bench.results import Result
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

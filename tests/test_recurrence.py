@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import bptt
-from bptt import _dev, ops, reference
+from bptt import _dev
+from bptt.recurrence import ops, reference
 from cases import ALL_CELLS, BF16, DTYPES, F32, F64, LSTMS, Case, call, check, make_inputs, run
 
 MASKS = ("none", "lengths", "resets", "both")
@@ -192,7 +193,7 @@ def test_a_reset_starts_a_sequence_anew(cell):
 
 @pytest.mark.parametrize("cell", ALL_CELLS)
 def test_any_number_of_directions_either_way(cell):
-    spec, t, b, i, h = bptt.cells.CELLS[cell], 4, 3, 2, 5
+    spec, t, b, i, h = bptt.recurrence.cells.CELLS[cell], 4, 3, 2, 5
     reverse = (True, False, True)
     d, rows = len(reverse), len(spec.gates) * h
     x = torch.randn(t, b, i, dtype=F64)

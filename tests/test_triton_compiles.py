@@ -13,8 +13,8 @@ import pytest
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-from bptt.cells import CELLS
 from bptt.kernels.plan import CHIPS
+from bptt.recurrence.cells import CELLS
 
 # Bytes a thread may spill. Hidden sizes that 16 does not divide take the most: their loads are not
 # vectorised, and every element has an address of its own.

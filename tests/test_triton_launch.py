@@ -15,9 +15,9 @@ pytest.importorskip("triton", reason="Triton is not installed")
 if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets here", allow_module_level=True)
 
-from bptt.cells import CELLS
 from bptt.kernels import backward, forward, launch, launcher, plan
 from bptt.kernels.no_driver import NoDriver
+from bptt.recurrence.cells import CELLS
 
 T, B = 5, 40
 

@@ -532,9 +532,11 @@ def test_weight_drop_drops_its_share_and_their_gradients(cls):
     layer, plain = (cls(3, 64, bias=False, **o) for o in ({"weight_drop": 0.3}, {}))
     x, hx = torch.randn(5, 64, 3), None
     torch.manual_seed(1)
-    seed = bptt.variants.draw_seed(x.device)
+    seed = bptt.calls.variants.draw_seed(x.device)
     shape = (1, *layer.weight_hh_l0.shape, 1)[:3]
-    kept = bptt.random.kept(seed, 0.3, shape, x.dtype, bptt.random.WEIGHT_DROP)
+    kept = bptt.recurrence.random.kept(
+        seed, 0.3, shape, x.dtype, bptt.recurrence.random.WEIGHT_DROP
+    )
     kept = kept.reshape(layer.weight_hh_l0.shape)
     torch.manual_seed(1)
     outputs = layer(x, hx)
@@ -567,9 +569,9 @@ def test_directions_have_masks_of_their_own(name):
 
 @pytest.mark.parametrize("name", DRAWING)
 def test_layers_have_masks_of_their_own(name, monkeypatch):
-    seeds, draw = [], bptt.variants.draw_seed
+    seeds, draw = [], bptt.calls.variants.draw_seed
     monkeypatch.setattr(
-        bptt.variants, "draw_seed", lambda device: seeds.append(draw(device)) or seeds[-1]
+        bptt.calls.variants, "draw_seed", lambda device: seeds.append(draw(device)) or seeds[-1]
     )
     make(name, 3)(torch.randn(T, B, I, dtype=F64))
     assert len(seeds) >= 3

@@ -15,9 +15,11 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 import bptt
-from bptt import _dev, ops, random, variants
-from bptt.control import Control
-from bptt.gradients import LoopInputs
+from bptt import _dev
+from bptt.calls import variants
+from bptt.recurrence import ops, random
+from bptt.recurrence.control import Control
+from bptt.recurrence.gradients import LoopInputs
 from cases import F64
 from variants import CONTROLS, EVERY_CELL, Variant, fitting, is_weighed, make_variant
 

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bptt import _dev
-from bptt.cells import CELLS
-from bptt.control import PLAIN, Control, from_numbers
+from bptt.recurrence.cells import CELLS
+from bptt.recurrence.control import PLAIN, Control, from_numbers
 from cases import BF16, F32, F64
 from variants import (
     CONTROLS,

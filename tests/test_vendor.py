@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import bptt
-from bptt import dispatch, measured
+from bptt.engines import dispatch, measured
 from cases import F32, Case, call, make_inputs
 
 CELLS = ("rnn_tanh", "rnn_relu", "gru", "lstm")

@@ -1,8 +1,8 @@
 """Makes every launch of the Triton kernels take one tier, with tiles smaller than the problems."""
 
-from bptt.cells import CELLS
-from bptt.control import PLAIN
 from bptt.kernels.plan import BLOCK, PERSISTENT, RESIDENT, STEP, Plan
+from bptt.recurrence.cells import CELLS
+from bptt.recurrence.control import PLAIN
 
 TIERS = (RESIDENT, BLOCK, STEP, PERSISTENT)
 TILED = TIERS[1:]  # those that take two products in a step

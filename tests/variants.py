@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 import bptt
-from bptt import ops
-from bptt.cells import CELLS
-from bptt.control import PLAIN, Control
-from bptt.grad_norms import start_norms
-from bptt.gradients import LoopInputs
+from bptt.recurrence import ops
+from bptt.recurrence.cells import CELLS
+from bptt.recurrence.control import PLAIN, Control
+from bptt.recurrence.grad_norms import start_norms
+from bptt.recurrence.gradients import LoopInputs
 from cases import F32, F64, HALVES, HiddenGradients, OpCounter, one_thread, worst
 
 NEW_CELLS = ("cifg", "slstm", "indrnn", "rnn_layer_norm", "gru_layer_norm", "lstm_layer_norm")

@@ -38,7 +38,7 @@ struct PlainMath {
   }
 };
 
-// Numbered as in python/bptt/control.py.
+// Numbered as in python/bptt/recurrence/control.py.
 enum class Activation : int {
   kOwn,
   kSigmoid,

@@ -1,4 +1,4 @@
-// What a loop does besides running its cell, as the ops take it: python/bptt/control.py.
+// What a loop does besides running its cell, as the ops take it: python/bptt/recurrence/control.py.
 #pragma once
 
 #include <cmath>
@@ -8,7 +8,7 @@
 
 namespace bptt {
 
-// Of numbers in the order of `Control` in python/bptt/control.py, or of none. `seed` points to the
+// Of numbers in the order of `Control` in python/bptt/recurrence/control.py, or of none. `seed` points to the
 // memory of the op's argument, if there is one.
 inline Control control_of(const char* op, const CellTraits& cell, const std::vector<double>& n,
                           const void* seed) {

@@ -1,5 +1,5 @@
 // The ops under the cuda backend: a plan, tensors made by Python and checked here, one launch or
-// several. They write into tensors they are given; bptt.gpu makes those and calls these.
+// several. They write into tensors they are given; bptt.engines.gpu makes those and calls these.
 //
 // With BPTT_SIMULATOR the same ops take CPU tensors, and csrc/simulator runs the kernels.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>

@@ -9,12 +9,12 @@ Drop-in `RNN`, `GRU` and `LSTM` (and their cells) with torch.nn's parameters and
 
 from . import functional
 from ._version import __version__
-from .compiled_cell import compile_cell
 from .convert import convert, to_torch
+from .custom.compiled_cell import compile_cell
 from .diagnostics import explain
-from .dispatch import backend, backends
-from .grad_norms import GradientNorms
+from .engines.dispatch import backend, backends
 from .nn import CIFG, GRU, LSTM, RNN, SLSTM, GRUCell, IndRNN, LSTMCell, RNNCell
+from .recurrence.grad_norms import GradientNorms
 
 __all__ = [
     "CIFG",

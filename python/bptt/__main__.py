@@ -1,5 +1,5 @@
 """`python -m bptt`: the command `bptt`."""
 
-from bptt.cli import main
+from bptt.tools.cli import main
 
 main()

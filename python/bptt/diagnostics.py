@@ -9,12 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from . import autocast, dispatch, gpu, measured, overlap, vendor
-from .cells import CELLS
-from .control import PLAIN, Control
-from .gradients import LoopInputs
-from .op_checks import Sizes
-from .ops import transforms_at_work
+from .calls import autocast
+from .engines import dispatch, gpu, measured, overlap, vendor
+from .recurrence.cells import CELLS
+from .recurrence.control import PLAIN, Control
+from .recurrence.gradients import LoopInputs
+from .recurrence.op_checks import Sizes
+from .recurrence.ops import transforms_at_work
 
 _TRANSFORMS = (
     "eager autograd, torch.func.grad and vmap, torch.compile and torch.export stay on this kernel; "
@@ -27,7 +28,7 @@ class Explanation:
     """What `bptt.explain` found; `str()` of it is the text to read.
 
     Attributes:
-        cell: the cell's name in `bptt.cells.CELLS`.
+        cell: the cell's name in `bptt.recurrence.cells.CELLS`.
         backend: the backend that would run.
         forced: whether it was forced, by `bptt.backend(...)` or BPTT_BACKEND.
         kernel: what that backend would run, in words.

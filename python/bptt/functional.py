@@ -31,12 +31,13 @@ from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Unpack
 
-from . import autocast, checks, onnx, packed, single_step, stack
-from .cells import CELLS, PLAIN_CELLS
-from .checks import Call
-from .control import PLAIN
-from .grad_norms import GradientNorms, start_norms
+from .calls import autocast, checks, packed, single_step, stack
+from .calls.checks import Call
+from .interop import onnx
 from .options import ACTIVATION_NAMES, PLAIN_OPTIONS, OptionNames, Options, make_options
+from .recurrence.cells import CELLS, PLAIN_CELLS
+from .recurrence.control import PLAIN
+from .recurrence.grad_norms import GradientNorms, start_norms
 
 Pair = tuple[Tensor, Tensor]
 # The activations with a cell of their own; others run the first one with theirs in its place.
@@ -109,7 +110,7 @@ def rnn(
         merge_mode None) and the final hidden state `[L*D, B, H]`.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as torch.nn does; see `bptt.checks`.
+        ValueError, TypeError, RuntimeError: as torch.nn does; see `bptt.calls.checks`.
 
     Source: Elman, "Finding Structure in Time", Cognitive Science 14 (1990).
     """
@@ -166,7 +167,7 @@ def gru(
         merge_mode None) and the final hidden state `[L*D, B, H]`.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as torch.nn does; see `bptt.checks`.
+        ValueError, TypeError, RuntimeError: as torch.nn does; see `bptt.calls.checks`.
 
     Source: Cho et al., "Learning Phrase Representations using RNN Encoder-Decoder for Statistical
     Machine Translation" (2014), equations 5 to 8, whose z is the weight of h_{t-1} as here; the
@@ -234,7 +235,7 @@ def lstm(
         as the output, zero past a length.
 
     Raises:
-        ValueError, TypeError, RuntimeError: as torch.nn does; see `bptt.checks`.
+        ValueError, TypeError, RuntimeError: as torch.nn does; see `bptt.calls.checks`.
 
     Source: Hochreiter and Schmidhuber, "Long Short-Term Memory" (1997), with the forget gate of
     Gers, Schmidhuber and Cummins, "Learning to Forget" (2000); peepholes: Gers and Schmidhuber,

@@ -9,7 +9,7 @@ from typing import Any
 
 from typing_extensions import TypedDict, Unpack
 
-from .control import ACTIVATIONS, Control
+from .recurrence.control import ACTIVATIONS, Control
 
 ACTIVATION_NAMES = tuple(name for name in ACTIVATIONS if name)
 
@@ -74,8 +74,8 @@ class Options:
             pass, too, which then gives no exact second derivatives.
 
     Masks are functions of their place and of a seed that torch's generator draws at each call
-    (`bptt.random`): `torch.manual_seed` repeats them, the backward pass draws them again rather
-    than keep them, and every backend draws the same.
+    (`bptt.recurrence.random`): `torch.manual_seed` repeats them, the backward pass draws them again
+    rather than keep them, and every backend draws the same.
     """
 
     layer_norm: bool = False

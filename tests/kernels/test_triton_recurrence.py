@@ -28,7 +28,7 @@ from emulated import (
 from tiers import TIERS, TILED, force_tier
 
 DTYPES = (F32, F16, BF16)
-ONE_PRODUCT = tuple(cell for cell in ALL_CELLS if bptt.cells.CELLS[cell].stages == 1)
+ONE_PRODUCT = tuple(cell for cell in ALL_CELLS if bptt.recurrence.cells.CELLS[cell].stages == 1)
 
 
 @pytest.fixture

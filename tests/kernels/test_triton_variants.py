@@ -13,12 +13,12 @@ import triton.language as tl
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bptt import random
-from bptt.cells import CELLS
-from bptt.control import PLAIN, Control
 from bptt.kernels import launch, plan
 from bptt.kernels.plan import BLOCK, PERSISTENT, RESIDENT, STEP, Chip
 from bptt.kernels.random import draw, happens, threshold_of
+from bptt.recurrence import random
+from bptt.recurrence.cells import CELLS
+from bptt.recurrence.control import PLAIN, Control
 from cases import BF16, F16, F32
 from emulated import MASKS
 from tiers import TIERS, TILED, force_tier

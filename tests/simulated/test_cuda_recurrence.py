@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import bptt
-from bptt import gpu
+from bptt.engines import gpu
 from cases import ALL_CELLS, BF16, F16, F32, LSTMS, Case, call, check
 from cuda_tiers import HELD, TIERS, force_tier
 from emulated import (
@@ -28,7 +28,7 @@ from emulated import (
 )
 
 DTYPES = (F32, F16, BF16)
-ONE_PRODUCT = tuple(cell for cell in ALL_CELLS if bptt.cells.CELLS[cell].stages == 1)
+ONE_PRODUCT = tuple(cell for cell in ALL_CELLS if bptt.recurrence.cells.CELLS[cell].stages == 1)
 PROCESSORS = 132
 
 

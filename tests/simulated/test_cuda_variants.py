@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bptt import gpu
-from bptt.control import PLAIN, Control
+from bptt.engines import gpu
+from bptt.recurrence.control import PLAIN, Control
 from cases import BF16, F16, F32
 from emulated import dtype_name
 from variants import (

@@ -1,8 +1,8 @@
 """The cells RNNCell, GRUCell and LSTMCell: one time step under torch.nn's contract.
 
-One step has no loop to fuse, so cells run their equations, from the table in `bptt.cells`, as
-ordinary PyTorch operations, whatever the backend: that is several times faster than setting up an
-engine for a single step, and every transform of PyTorch works on it.
+One step has no loop to fuse, so cells run their equations, from the table in
+`bptt.recurrence.cells`, as ordinary PyTorch operations, whatever the backend: that is several times
+faster than setting up an engine for a single step, and every transform of PyTorch works on it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.fx.proxy import Proxy
 
-from .. import autocast, checks, functional
-from ..cells import States
-from ..single_step import cell_step
+from .. import functional
+from ..calls import autocast, checks
+from ..calls.single_step import cell_step
+from ..interop.tracing import Traced
+from ..recurrence.cells import States
 from .layers import Device
-from .tracing import Traced
 
 
 class RecurrentCell(Traced, nn.RNNCellBase):
@@ -31,7 +32,7 @@ class RecurrentCell(Traced, nn.RNNCellBase):
 
     @property
     def _cell_name(self) -> str:
-        """The cell, a name in `bptt.cells.CELLS`."""
+        """The cell, a name in `bptt.recurrence.cells.CELLS`."""
         raise NotImplementedError
 
     def _step(self, input: Tensor, hx: tuple[Any, ...] | None, count: int) -> tuple[Tensor, ...]:

@@ -18,13 +18,14 @@ from torch.fx.proxy import Proxy
 from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Unpack
 
-from .. import checks, functional
-from ..cells import CELLS, PLAIN_CELLS
-from ..checks import Call, check_merge_mode, check_recompute
-from ..control import PLAIN
-from ..grad_norms import GradientNorms
+from .. import functional
+from ..calls import checks
+from ..calls.checks import Call, check_merge_mode, check_recompute
+from ..interop.tracing import Traced
 from ..options import PLAIN_OPTIONS, OptionNames, Options
-from .tracing import Traced
+from ..recurrence.cells import CELLS, PLAIN_CELLS
+from ..recurrence.control import PLAIN
+from ..recurrence.grad_norms import GradientNorms
 
 Device = torch.device | str | int | None
 Pair = tuple[Tensor, Tensor]
@@ -90,7 +91,7 @@ class RecurrentLayer(Traced, nn.RNNBase):
 
     @property
     def _cell_name(self) -> str:
-        """The layer's cell, a name in `bptt.cells.CELLS`."""
+        """The layer's cell, a name in `bptt.recurrence.cells.CELLS`."""
         raise NotImplementedError
 
     # Each class has a forward of its own that calls this: torch.compile counts what it compiles by

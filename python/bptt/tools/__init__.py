@@ -1,0 +1,1 @@
+"""The command `bptt` and what its subcommands do: bench, check, gradflow, demo."""

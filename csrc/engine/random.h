@@ -1,7 +1,7 @@
 // Random numbers that are a function of their place: what the forward pass drew, the backward pass
 // draws again, in any order and on any device. Philox 4x32 with 10 rounds: Salmon, Moraes, Dror and
-// Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", 2011. The same in python/bptt/recurrence/random.py and
-// kernels/random.py.
+// Shaw, "Parallel Random Numbers: As Easy as 1, 2, 3", 2011. The same in
+// python/bptt/recurrence/random.py and kernels/random.py.
 #pragma once
 
 #include <cstdint>

@@ -8,8 +8,8 @@
 
 namespace bptt {
 
-// Of numbers in the order of `Control` in python/bptt/recurrence/control.py, or of none. `seed` points to the
-// memory of the op's argument, if there is one.
+// Of numbers in the order of `Control` in python/bptt/recurrence/control.py, or of none. `seed`
+// points to the memory of the op's argument, if there is one.
 inline Control control_of(const char* op, const CellTraits& cell, const std::vector<double>& n,
                           const void* seed) {
   Control c{};

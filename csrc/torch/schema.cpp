@@ -5,7 +5,8 @@
 STABLE_TORCH_LIBRARY(bptt, m) {
   // The input comes projected, as gates_x [T, B, D, G, H], or as x [T, B, I] with w_ih [D, G*H, I].
   // keep: what the backward pass will want, "nothing", "states" (cells) or "gates" (saved as well).
-  // control: what the loop does besides, python/bptt/recurrence/control.py; with a seed [1] where it draws.
+  // control: what the loop does besides, python/bptt/recurrence/control.py; with a seed [1] where
+  // it draws.
   m.def(
       "recurrence_forward(str backend, str cell, Tensor? gates_x, Tensor? x, Tensor? w_ih, "
       "Tensor? b_ih, Tensor w_hh, Tensor? b_hh, Tensor? w_hr, Tensor? w_unit, Tensor h0, "

@@ -169,7 +169,7 @@ def test_unknown_section_is_refused(only):
 def test_missing_dependency_is_named(monkeypatch):
     real = entry.find_spec
     monkeypatch.setattr(entry, "find_spec", lambda name: None if name == "rich" else real(name))
-    with pytest.raises(SystemExit, match=r"bptt\.demo needs rich, .*pip install rich"):
+    with pytest.raises(SystemExit, match=r"demo needs rich, .*pip install rich"):
         entry.main()
 
 

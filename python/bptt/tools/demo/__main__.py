@@ -10,7 +10,7 @@ def main() -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         sys.exit(
-            f"bptt.tools.demo needs {', '.join(missing)}, not installed here: "
+            f"the demo needs {', '.join(missing)}, not installed here: "
             f"pip install {' '.join(missing)}"
         )
     from .app import app

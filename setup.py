@@ -523,7 +523,7 @@ setup(
         "bptt.kernels",
     ],
     package_dir={"bptt": "python/bptt", "bptt.kernels": "kernels"},
-    package_data={"bptt": ["py.typed", "*.pyi"]},
+    package_data={"bptt": ["py.typed", "*.pyi", "train/*.jinja"]},
     # Their sources are listed by write_commands.
     ext_modules=[
         Extension("bptt._C", sources=[], py_limited_api=True),

@@ -6,17 +6,17 @@ import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from rich.console import Console
 from torch import nn
 from typer.testing import CliRunner
 
 import bptt
-from bptt.data import cmudict
+from bptt.tasks import g2p
 from bptt.tools.demo import __main__ as entry
-from bptt.tools.demo import machine, parity, speed, train
+from bptt.tools.demo import machine, parity, speed
 from bptt.tools.demo.app import app
 
 TINY = ["--words", "300", "--hidden", "16", "--batch", "32", "--sample", "20"]
@@ -100,63 +100,10 @@ def test_train_ends_with_transcriptions_and_error_rates():
     assert re.search(r"word error rate \d+\.\d%, phoneme error rate \d+\.\d%", result.output)
     assert "On 20 words it never saw" in result.output
     assert "270 words to learn from, 30 held out, split by word" in result.output
-    rows = re.findall(r" (right|wrong) ", result.output)
-    assert len(rows) == train.EXAMPLES
-
-
-def test_training_by_epochs_repeats_and_the_seed_matters():
-    def trained(seed: int) -> list[float]:
-        settings = train.Settings(epochs=1, seed=seed, hidden=16, batch=32)
-        words = dict(list(cmudict.load().items())[:200])
-        corpus = train.Corpus(words, 0)
-        model = train.build(corpus, settings)
-        schedule = train.fit(model, corpus, settings, Console(quiet=True))
-        assert schedule.seen >= len(corpus)
-        return [parameter.sum().item() for parameter in model.parameters()]
-
-    assert trained(1) == trained(1)
-    assert trained(1) != trained(2)
-
-
-def test_training_time_is_kept():
-    settings = train.Settings(minutes=0.01, hidden=16, batch=32)
-    corpus = train.Corpus(dict(list(cmudict.load().items())[:200]), 0)
-    model = train.build(corpus, settings)
-    schedule = train.fit(model, corpus, settings, Console(quiet=True))
-    assert 0.6 <= schedule.elapsed < 20.0  # the last step is not cut short, however slow
-    elapsed = schedule.elapsed
-    time.sleep(0.01)
-    assert schedule.elapsed == elapsed  # what is reported later is the training alone
-    assert schedule.seen > 0
-
-
-def test_learning_rate_rises_and_falls_to_zero():
-    schedule = train.Schedule(train.Settings(learning_rate=0.1), pairs=1)
-    rates = [schedule.learning_rate(step / 100) for step in range(101)]
-    peak = rates.index(max(rates))
-    assert 1 <= peak <= 10
-    assert rates[:peak] == sorted(rates[:peak])
-    assert rates[peak:] == sorted(rates[peak:], reverse=True)
-    assert rates[-1] == 0
-    assert max(rates) == pytest.approx(0.1, rel=0.1)
-
-
-def test_a_loss_that_is_no_number_stops_the_training():
-    settings = train.Settings(epochs=1, hidden=16, batch=32)
-    corpus = train.Corpus(dict(list(cmudict.load().items())[:100]), 0)
-    model = train.build(corpus, settings)
-    nn.init.constant_(model.output.bias, float("nan"))
-    with pytest.raises(FloatingPointError, match="nan after 0 pairs"):
-        train.fit(model, corpus, settings, Console(quiet=True))
-
-
-def test_no_training_word_is_held_out():
-    corpus = train.Corpus(dict(list(cmudict.load().items())[:2000]), seed=5)
-    sources = corpus.sources
-    rows = zip(sources.values.tolist(), sources.lengths.tolist(), strict=True)
-    seen = {"".join(corpus.letters.decode(row[:length])) for row, length in rows}
-    assert seen == set(corpus.training)
-    assert not seen & set(corpus.held_out)
+    rows = re.findall(r" (right|wrong)", result.output)
+    assert len(rows) == g2p.EXAMPLES
+    report = re.search(r"Look at (\S+report\.html)", result.output)[1]
+    assert "Words it never saw" in Path(report).read_text()
 
 
 @pytest.mark.parametrize("only", ["", "parity,magic", ","])

@@ -15,6 +15,8 @@ from bptt.recurrence.cells import CELLS
 from bptt.recurrence.gradients import KEEP_GATES, Config, LoopInputs, forward_op
 from cases import ALL_CELLS, DTYPES, F32, LSTMS, Case, make_inputs, run
 
+pytestmark = pytest.mark.threads
+
 LAYERS = {
     "rnn": (bptt.RNN, {}),
     "gru": (bptt.GRU, {}),

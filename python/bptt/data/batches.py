@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 
 from .vocabulary import PAD
 
@@ -43,6 +44,48 @@ def pad(sequences: Sequence[Sequence[int]]) -> Padded:
     values = torch.full(inside.shape, PAD)
     values[inside] = torch.tensor([index for sequence in sequences for index in sequence])
     return Padded(values, lengths)
+
+
+class SimilarLengths(Sampler[list[int]]):
+    """Batches whose members are alike in length, dealt out to the processes of a run in turn.
+
+    Args:
+        lengths: as `similar_lengths` takes them.
+        batch_size: rows a batch.
+        seed: with the epoch, which Lightning tells by `set_epoch`, it decides all that is drawn.
+        shuffle: False for the same batches in the same order in every epoch.
+        world, rank: how many processes there are, and which this is. All get as many batches: the
+            first ones are dealt again where the number does not divide.
+    """
+
+    def __init__(
+        self,
+        lengths: Sequence[Tensor],
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        world: int = 1,
+        rank: int = 0,
+    ) -> None:
+        self.lengths, self.batch_size = lengths, batch_size
+        self.seed, self.shuffle, self.world, self.rank = seed, shuffle, world, rank
+        self.epoch = 0
+        self.sampler = self  # where Lightning looks for `set_epoch` in a sampler of batches
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        batches = -(-len(self.lengths[0]) // self.batch_size)
+        return -(-batches // self.world)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        draw = (self.seed << 32) + (self.epoch if self.shuffle else 0)
+        generator = torch.Generator().manual_seed(draw)
+        batches = similar_lengths(self.lengths, self.batch_size, generator)
+        for i in range(len(self)):
+            yield batches[(i * self.world + self.rank) % len(batches)].tolist()
 
 
 def similar_lengths(

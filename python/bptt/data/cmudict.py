@@ -14,6 +14,8 @@ import re
 from collections.abc import Iterable
 from pathlib import Path
 
+from .errors import BadInput
+
 Pronunciation = tuple[str, ...]
 Lexicon = dict[str, tuple[Pronunciation, ...]]
 
@@ -36,7 +38,7 @@ def load(path: str | Path | None = None) -> Lexicon:
     Raises:
         ModuleNotFoundError: no path, and the package is not installed.
         FileNotFoundError: there is no such file.
-        ValueError: the file is empty or damaged; the message names file and line.
+        BadInput: the file is empty or damaged; the message names file and line.
     """
     path = _packaged_file() if path is None else Path(path)
     if not path.is_file():
@@ -44,10 +46,10 @@ def load(path: str | Path | None = None) -> Lexicon:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: not a UTF-8 text file ({error})") from error
+        raise BadInput(f"{path}: not a UTF-8 text file ({error})") from error
     lexicon = _parse(path, lines)
     if not lexicon:
-        raise ValueError(f"{path}: no entries; expected lines such as 'word W ER1 D'")
+        raise BadInput(f"{path}: no entries; expected lines such as 'word W ER1 D'")
     return lexicon
 
 
@@ -71,9 +73,9 @@ def _parse(path: Path, lines: Iterable[str]) -> Lexicon:
         try:
             pronunciation = tuple(map(_without_stress, phonemes))
         except ValueError as error:
-            raise ValueError(f"{path}, line {number}: {error}") from None
+            raise BadInput(f"{path}, line {number}: {error}") from None
         if not pronunciation:
-            raise ValueError(f"{path}, line {number}: {entry!r} has no phonemes")
+            raise BadInput(f"{path}, line {number}: {entry!r} has no phonemes")
         word = _VARIANT.sub("", entry)
         known = lexicon.get(word, ())
         if pronunciation not in known:

@@ -26,9 +26,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-import bptt
-
-LAYERS = {"rnn": bptt.RNN, "gru": bptt.GRU, "lstm": bptt.LSTM}
+from .recurrent import Cell, Impl, recurrent
 
 State = Any  # what the decoder layer takes and returns: [1, B, S], or two of them for the LSTM
 
@@ -57,9 +55,10 @@ class Seq2Seq(nn.Module):
         embedding: size of both embeddings.
         cell: "gru", "lstm" or "rnn".
         dropout: on embeddings and before the output.
+        impl: "bptt", or "torch" for torch.nn's layers.
 
     Raises:
-        ValueError: an unknown cell, or an odd `hidden`.
+        ValueError: an unknown cell or implementation, or an odd `hidden`.
     """
 
     def __init__(
@@ -69,19 +68,19 @@ class Seq2Seq(nn.Module):
         *,
         hidden: int = 256,
         embedding: int = 64,
-        cell: str = "gru",
+        cell: Cell = "gru",
         dropout: float = 0.0,
+        impl: Impl = "bptt",
     ) -> None:
         super().__init__()
-        if cell not in LAYERS:
-            raise ValueError(f"cell must be one of {', '.join(LAYERS)}, got {cell!r}")
         if hidden % 2:
             raise ValueError(f"hidden must be even (half for each direction), got {hidden}")
         self.cell = cell
         self.source_embedding = nn.Embedding(source_symbols, embedding)
         self.target_embedding = nn.Embedding(target_symbols, embedding)
-        self.encoder = LAYERS[cell](embedding, hidden // 2, bidirectional=True)
-        self.decoder = LAYERS[cell](embedding, hidden)
+        kind: dict[str, Any] = {"cell": cell, "batch_first": False, "impl": impl}
+        self.encoder = recurrent(inputs=embedding, hidden=hidden // 2, bidirectional=True, **kind)
+        self.decoder = recurrent(inputs=embedding, hidden=hidden, **kind)
         self.bridge = nn.Linear(hidden, hidden)  # W_b
         self.key = nn.Linear(hidden, hidden, bias=False)  # W_a
         self.combine = nn.Linear(2 * hidden, hidden)  # W_c

@@ -3,8 +3,10 @@
     bptt bench      speed beside torch.nn
     bptt check      accuracy beside torch.nn
     bptt gradflow   gradients through time, vanishing and exploding
+    bptt tasks      the reference models; `bptt train`, `eval`, `reconstruct`, `sample` run them
 
-Needs the packages of the extra `bench`: `pip install bptt[bench]`.
+Needs the packages of the extra `bench`, for the reference models those of `models`:
+`pip install bptt[bench,models]`.
 """
 
 from __future__ import annotations

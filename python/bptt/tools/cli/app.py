@@ -7,6 +7,7 @@ import typer
 from .bench import bench
 from .check import check
 from .gradflow import gradflow
+from .train import COMMANDS, train
 
 app = typer.Typer(
     name="bptt",
@@ -18,9 +19,12 @@ app = typer.Typer(
 
 @app.callback()
 def root() -> None:
-    """Fused recurrent kernels for PyTorch: their speed, their accuracy, their gradients."""
+    """Fused recurrent kernels for PyTorch: their speed, accuracy and gradients; models on them."""
 
 
 app.command("bench")(bench)
 app.command("check")(check)
 app.command("gradflow")(gradflow)
+app.add_typer(train, name="train")
+for name, command in COMMANDS.items():
+    app.command(name)(command)

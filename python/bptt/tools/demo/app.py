@@ -31,12 +31,7 @@ def demo(
     only: Annotated[str, typer.Option(help="Sections to run, joined by commas.")] = ",".join(
         SECTIONS
     ),
-    minutes: Annotated[
-        float, typer.Option(min=0.0, help="Time to train for; the learning rate follows it.")
-    ] = 0.95,
-    epochs: Annotated[
-        float, typer.Option(min=0.0, help="Train for so many epochs instead: repeatable.")
-    ] = 0.0,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the words, in training.")] = 1,
     seconds: Annotated[float, typer.Option(min=0.0, help="Time for the speed table.")] = 35.0,
     seed: Annotated[int, typer.Option(help="Seed of split, weights and batches.")] = 0,
     cell: Annotated[str, typer.Option(help="gru, lstm or rnn, for the model.")] = "gru",
@@ -51,16 +46,15 @@ def demo(
 ) -> None:
     """What bptt is and does, on this machine, in a few minutes."""
     chosen = _chosen(only)
-    settings = train.Settings(
-        minutes=minutes,
-        epochs=epochs,
-        seed=seed,
-        cell=cell,
-        hidden=hidden,
-        batch=batch,
-        words=words,
-        sample=sample,
-    )
+    settings = {
+        "epochs": epochs,
+        "seed": seed,
+        "cell": cell,
+        "units": hidden,
+        "batch": batch,
+        "words": words,
+        "judged": sample,
+    }
     console = Console()
     if not console.is_terminal:
         console = Console(width=max(_LEAST_WIDTH, console.width))

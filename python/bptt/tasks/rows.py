@@ -1,0 +1,151 @@
+"""Task `rows`: which images are not of a class? Recurrent autoencoders read them row by row.
+
+One autoencoder for each class, trained on images of that class alone; it then sees the whole test
+set, and the error of an image is its anomaly score. The measure is the area under the ROC curve
+(AUROC) for each class against all others, and its mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from pydantic import Field
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from bptt.data.errors import BadInput
+from bptt.models.recurrent_autoencoder import RecurrentAutoencoder
+from bptt.train import pictures
+from bptt.train.task import Anchor, Fitting, Judgement, Rows, batched
+
+from . import image_task
+from .image_task import ImageSettings, ImageTask
+
+_COMPONENTS = 32
+
+
+class RowsSettings(ImageSettings):
+    code: int = Field(16, ge=1, description="Size of the code.")
+    units: int = Field(64, ge=1, description="Hidden state of the encoder, each way, and decoder.")
+    cell: Literal["rnn", "gru", "lstm"] = Field("gru", description="Of encoder and decoder.")
+    impl: Literal["bptt", "torch"] = Field("bptt", description="Whose recurrent layers.")
+    layers: int = Field(1, ge=1, description="Recurrent layers of the encoder and the decoder.")
+    bidirectional: bool = Field(True, description="The encoder reads both ways.")
+    lr: float = Field(3e-3, gt=0, description="Learning rate at the start; it falls to 0.")
+
+
+class OneForEach(nn.Module):
+    """An autoencoder for each class; `losses` takes images [B, classes, height, width]."""
+
+    def __init__(self, models: list[RecurrentAutoencoder]) -> None:
+        super().__init__()
+        self.models = nn.ModuleList(models)
+
+    def losses(self, x: Tensor) -> dict[str, Tensor]:
+        models: Any = self.models
+        terms = [m.losses(x[:, k])["reconstruction"] for k, m in enumerate(models)]
+        return {"reconstruction": torch.stack(terms).sum()}  # no weight is in two of them
+
+
+class RowsTask(ImageTask):
+    name = "rows"
+    model = "Recurrent autoencoders of image rows, one for each class"
+    metric = "mean AUROC of one class against all others"
+    anchor = "PCA of 32 components, one for each class"
+    minutes: ClassVar[float] = 15
+    steps: ClassVar[int] = 3000
+    Settings = RowsSettings
+
+    def load(self) -> int:
+        super().load()
+        counts = torch.bincount(self.images.train_labels, minlength=self.images.classes)
+        if self.images.classes < 2 or counts.min() < 2:
+            raise BadInput(
+                f"--data {self.settings.data}: this task needs labels of 2 classes or more, and "
+                f"2 images of each to train on, got {counts.tolist()}"
+            )
+        self.least = int(counts.min())
+        return self.least
+
+    def sets(self) -> tuple[Rows, Rows]:
+        """A row is an image of each class."""
+        labels, images = self.images.train_labels, self.images.train
+        by_class = [images[labels == k][: self.least] for k in range(self.images.classes)]
+        rows = Rows(x=torch.stack(by_class, 1))  # [N, classes, height, width]
+        return rows.split(0.1, self.settings.seed, self.settings.examples)
+
+    def build(self) -> Fitting:
+        s = self.settings
+        models = [
+            RecurrentAutoencoder(
+                self.images.size[1],
+                s.code,
+                s.units,
+                s.cell,
+                s.layers,
+                s.bidirectional,
+                s.impl,
+                s.loss,
+            )
+            for _ in range(self.images.classes)
+        ]
+        return Fitting(OneForEach(models), lr=s.lr)
+
+    def judge(self, model: Any) -> Judgement:
+        test = self.images.test
+        areas = [self._area(k, batched(m.errors, test)) for k, m in enumerate(model.models)]
+        bound = float(np.mean([self._area(k, self._pca_errors(k)) for k in range(len(areas))]))
+        metrics = {"mean AUROC": float(np.mean(areas))}
+        metrics |= {f"AUROC of class {k}": area for k, area in enumerate(areas)}
+        return Judgement(metrics, [Anchor("mean AUROC", "above", bound, "PCA, 32 components")])
+
+    def _area(self, k: int, scores: Tensor) -> float:
+        other = (self.images.test_labels != k).numpy()
+        return float(roc_auc_score(other, scores.numpy()))
+
+    def _pca_errors(self, k: int) -> Tensor:
+        of_class = self.images.train[self.images.train_labels == k]
+        pca = image_task.fit_pca(of_class, _COMPONENTS, self.settings.seed)
+        test = self.images.test
+        return (image_task.pca_reconstruct(pca, test) - test).square().flatten(1).mean(1)
+
+    def figures(self, model: Any) -> dict[str, Figure]:
+        shown = self.shown()
+        rows = [("input", shown)]
+        rows += [
+            (f"as class {k}", batched(m.reconstruct, shown)) for k, m in enumerate(model.models)
+        ]
+        errors = batched(model.models[0].errors, self.images.test)
+        own = self.images.test_labels == 0
+        return {
+            "Test images, and what each class's autoencoder makes of them": pictures.image_grid(
+                rows
+            ),
+            "Errors by the autoencoder of class 0": pictures.histogram(
+                [("class 0", errors[own]), ("others", errors[~own])], "error: the anomaly score"
+            ),
+        }
+
+    def reconstruct(self, model: Any, files: Sequence[Any]) -> tuple[Figure, list[str]]:
+        """By the autoencoder that makes the least error, which is named."""
+        return super().reconstruct(_Best(model), files)
+
+
+class _Best(nn.Module):
+    """Of all autoencoders, for each image, the one with the least error."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.models = model.models
+
+    def errors(self, x: Tensor) -> Tensor:
+        return torch.stack([m.errors(x) for m in self.models]).amin(0)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        made = torch.stack([m.reconstruct(x) for m in self.models])  # [classes, B, H, W]
+        best = torch.stack([m.errors(x) for m in self.models]).argmin(0)  # [B]
+        return made[best, torch.arange(len(x))]

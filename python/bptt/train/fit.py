@@ -1,0 +1,193 @@
+"""One training by Lightning, begun anew or from its last epoch, to the same weights bit for bit.
+
+All that is drawn (order of the data, noise, masks, dropout) is a function of the seed, the step and
+the process, and the step is part of a checkpoint. A run that was killed goes back to the end of the
+last epoch that is on disk and draws from there what it would have drawn.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import lightning.pytorch as L
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EarlyStopping,
+    ModelCheckpoint,
+    RichProgressBar,
+    Timer,
+)
+from lightning.pytorch.loggers import TensorBoardLogger
+from torch.utils.data import DataLoader, DistributedSampler
+
+from .files import WholeCheckpoints
+from .folder import Run
+from .settings import Settings
+from .task import Batch, Fitting, Rows, Task
+
+WATCHED = "validation/loss"
+
+
+def rank() -> int:
+    """Which of several processes this is; the first one writes."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+class StepSeeds(Callback):
+    """What is drawn in a step depends on seed, step and process, and on nothing before."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        place = trainer.global_step * trainer.world_size + trainer.global_rank + 1
+        torch.manual_seed((self.seed << 32) + place)
+
+
+class History(Callback):
+    """The curves of a run: every epoch's metrics, kept in its checkpoints."""
+
+    def __init__(self) -> None:
+        self.epochs: list[dict[str, float]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.epochs.append({name: float(v) for name, v in trainer.callback_metrics.items()})
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = list(state_dict["epochs"])
+
+
+class EpochLines(Callback):
+    """A line an epoch, where there is no terminal for a progress bar."""
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        loss = float(trainer.callback_metrics[WATCHED])
+        line = (
+            f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: validation loss {loss:.5g}"
+        )
+        print(line, file=sys.stderr, flush=True)
+
+
+class Fitted:
+    """What training left: a model with its best weights, its curves, and how long it took.
+
+    Attributes:
+        module: in evaluation mode, on the CPU.
+        history: metrics of every epoch.
+        seconds: of training, over all starts.
+    """
+
+    def __init__(self, module: Fitting, history: list[dict[str, float]], seconds: float) -> None:
+        self.module, self.history, self.seconds = module, history, seconds
+
+
+def loader(task: Task, rows: Rows, *, shuffle: bool) -> DataLoader[Batch]:
+    """Batches of this process; their order is a function of seed and epoch (Lightning tells it)."""
+    settings: Settings = task.settings
+    batches = task.batches(rows, shuffle)
+    if batches is not None:
+        return DataLoader(rows, batch_sampler=batches, collate_fn=task.collate)
+    sampler: DistributedSampler[Batch] = DistributedSampler(
+        rows, num_replicas=settings.devices, rank=rank(), shuffle=shuffle, seed=settings.seed
+    )
+    return DataLoader(rows, batch_size=settings.batch, sampler=sampler, collate_fn=task.collate)
+
+
+def fit(task: Task, run: Run, *, progress: bool = True) -> Fitted:
+    """Trains a task, whose data are loaded, in a run's folder.
+
+    Raises:
+        BadInput: a checkpoint is damaged.
+        OSError: a file cannot be written.
+    """
+    settings: Settings = task.settings
+    torch.manual_seed(settings.seed)
+    module = task.build()
+    if settings.compile:
+        module.model.compile()
+    history, timer = History(), Timer()
+    stopping = EarlyStopping(WATCHED, patience=settings.patience, check_on_train_epoch_end=True)
+    saved = run.read_checkpoint(run.last) if run.last.is_file() else None
+    callbacks = [StepSeeds(settings.seed), history, timer, stopping]
+    with _quiet():
+        trainer = _trainer(settings, run, callbacks, progress)
+    if saved is None or not _stopped(saved, stopping):
+        train, validation = task.sets()
+        with _quiet():
+            trainer.fit(
+                module,
+                loader(task, train, shuffle=True),
+                loader(task, validation, shuffle=False),
+                ckpt_path=run.last if saved else None,
+                weights_only=True,
+            )
+    else:  # it stopped early, and was killed before its result was written
+        history.load_state_dict(saved["callbacks"][history.state_key])
+        timer.load_state_dict(saved["callbacks"][timer.state_key])
+    best = run.read_checkpoint(run.best)
+    module.load_state_dict(best["state_dict"])
+    module.cpu().float().eval()
+    return Fitted(module, history.epochs, timer.time_elapsed("train"))
+
+
+def _trainer(settings: Settings, run: Run, callbacks: list[Callback], progress: bool) -> L.Trainer:
+    checkpoints = ModelCheckpoint(
+        run.checkpoints,
+        filename="best",
+        monitor=WATCHED,
+        save_last=True,
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
+    )
+    terminal = progress and sys.stderr.isatty()
+    shown: Callback = RichProgressBar(leave=False) if terminal else EpochLines()
+    return L.Trainer(
+        max_epochs=settings.epochs,
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        strategy="ddp" if settings.devices > 1 else "auto",
+        precision=settings.precision,
+        logger=TensorBoardLogger(run.path, name="tensorboard", version=""),
+        callbacks=[*callbacks, checkpoints, *([shown] if progress else [])],
+        plugins=[WholeCheckpoints()],
+        use_distributed_sampler=False,  # ours is one already
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+        enable_progress_bar=terminal,
+        log_every_n_steps=1,
+        gradient_clip_val=settings.clip or None,
+        deterministic="warn",
+    )
+
+
+def _stopped(saved: dict[str, Any], stopping: EarlyStopping) -> bool:
+    """Whether a checkpoint is of an epoch after which training stopped early."""
+    state = saved["callbacks"].get(stopping.state_key, {})
+    return bool(state.get("wait_count", 0) >= state.get("patience", 1))
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without advice that does not fit, such as workers for data that lie in memory."""
+    log = logging.getLogger("lightning.pytorch")
+    level = log.level
+    log.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for advice in ("does not have many workers", "exists and is not empty", "LeafSpec"):
+                warnings.filterwarnings("ignore", f".*{advice}.*")
+            yield
+    finally:
+        log.setLevel(level)

@@ -1,0 +1,50 @@
+"""The options that every task has; a task adds its own in a subclass."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import Self
+
+LARGE = 20_000  # examples from which on batches are large
+LARGE_BATCH, SMALL_BATCH = 256, 32
+MOST_EPOCHS, LEAST_PATIENCE = 100, 5
+
+
+class Settings(BaseModel):
+    """Options of a run, saved beside it as `options.yaml`.
+
+    Every field is an option of `bptt train TASK`; its description is the help.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    data: Path | None = Field(None, description="Data to train on, instead of what packages ship.")
+    seed: int = Field(0, ge=0, lt=2**31, description="Seed of weights, order, noise and samples.")
+    epochs: int = Field(0, ge=0, description="Passes over the data, at most (0: by its size).")
+    patience: int = Field(
+        0, ge=0, description="Stop after so many epochs without a better one (0: a fifth of all)."
+    )
+    batch: int = Field(
+        0, ge=0, description="Examples in a batch, on each device (0: by the size of the data)."
+    )
+    lr: float = Field(1e-3, gt=0, description="Highest learning rate: it rises to it, then falls.")
+    clip: float = Field(0.0, ge=0, description="Bound on the norm of all gradients (0: none).")
+    examples: int = Field(0, ge=0, description="Train on so many examples (0: all).")
+    precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = Field(
+        "32-true", description="Of weights and arithmetic, by Lightning's names."
+    )
+    accelerator: Literal["auto", "cpu", "gpu"] = Field("auto", description="What to train on.")
+    devices: int = Field(1, ge=1, description="Processes: one a GPU, or several on a CPU.")
+    compile: bool = Field(False, description="Compile the model by torch.compile.")
+
+    def fitted_to(self: Self, examples: int, steps: int) -> Self:
+        """What is left to the size of the data, filled in: about `steps` steps of the optimizer."""
+        examples = min(examples, self.examples or examples)
+        batch = self.batch or (LARGE_BATCH if examples >= LARGE else SMALL_BATCH)
+        epochs = self.epochs or min(MOST_EPOCHS, math.ceil(steps * batch / examples))
+        patience = self.patience or max(LEAST_PATIENCE, epochs // 5)
+        return self.model_copy(update={"batch": batch, "epochs": epochs, "patience": patience})

@@ -22,9 +22,10 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from bptt.data.images import load_images
-from bptt.tasks import NAMES, task_class
+from bptt.tasks import NAMES, lm, task_class
 from bptt.tasks.faces import faces
 from bptt.tools.cli.app import app
+from bptt.tools.cli.train import finished
 from bptt.train import files, fit
 
 # Settings of small runs: seconds each.
@@ -47,6 +48,7 @@ SMALL = {
         "--judged",
         "100",
     ],
+    "lm": ["--epochs", "2", "--units", "64", "--examples", "99999", "--batch", "8", "--lr", "0.01"],
     "faces": ["--epochs", "60", "--hidden", "64", "--lr", "0.003"],
 }
 
@@ -107,6 +109,8 @@ def test_a_small_run_beats_the_mean_image(task, runs):
     elif task == "g2p":
         assert metrics["phoneme error rate"] < 0.8
         assert result["history"][-1]["validation/loss"] < 2.5  # of log(39 phonemes), 3.7
+    elif task == "lm":
+        assert metrics["nats per character"] < 3.0  # each character by its frequency: 3.2
     elif task == "fill":
         bound = next(a["bound"] for a in result["anchors"] if a["source"] == "the mean image")
         assert metrics["error of filled pixels"] < bound
@@ -121,7 +125,8 @@ def test_a_small_run_beats_the_mean_image(task, runs):
 def test_a_report_shows_all_of_a_run(task, runs):
     run, result = runs(task)
     page = (run / "report.html").read_text()
-    assert page.count("data:image/png;base64,") >= 2  # curves, and what the model does
+    # Curves, and what the model does: in pictures, or in words.
+    assert page.count("data:image/png;base64,") + page.count("Written by") >= 2
     for text in (*result["metrics"], *result["options"], result["machine"]["name"]):
         assert text in page
     for anchor in result["anchors"]:
@@ -435,6 +440,50 @@ def test_no_training_word_is_held_out():
     assert not set(task.training) & set(task.held_out)
     seen = {"".join(task.letters.decode(row)) for row in task.rows.columns["source"].tolist()}
     assert seen == set(task.training)
+
+
+def test_completing(runs):
+    run, _ = runs("lm")
+    told = invoke("complete", run, "the stat", "--count", 4)
+    assert told.exit_code == 0, told.output
+    lines = told.output.rstrip("\n").splitlines()
+    assert 1 <= len(lines) <= 4
+    shares = [float(re.match(r" *([\d.]+)%  the stat", line)[1]) for line in lines]
+    assert shares == sorted(shares, reverse=True)
+    assert sum(shares) <= 100
+    piped = CliRunner().invoke(app, ["complete", str(run), "--count", "4"], input="the stat\n")
+    assert piped.output == told.output
+
+
+def test_writing(runs):
+    run, _ = runs("lm")
+    texts = [invoke("sample", run, "--count", 80, "--seed", seed).output for seed in (1, 1, 2)]
+    assert len(texts[0].rstrip("\n")) <= 80
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_typing_takes_one_step_a_key(runs):
+    run, _ = runs("lm")
+    task, model, _ = finished(run, None)
+    typing, steps = lm.Typing(task.symbols, model), []
+    step = model.step
+    model.step = lambda *a: (steps.append(1), step(*a))[1]
+    text = "for each item"
+    log_p = [typing.after(tuple(task.symbols.encode(text[: i + 1]).tolist()))[0] for i in range(13)]
+    assert len(steps) == 13
+    logits, _ = model(task.symbols.encode(text)[:, None])
+    torch.testing.assert_close(torch.cat(log_p), logits[:, 0].log_softmax(-1), atol=1e-4, rtol=1e-4)
+    typing.after(tuple(task.symbols.encode(text[:5]).tolist()))  # some keys taken back
+    assert len(steps) == 13
+
+
+@pytest.mark.parametrize(("text", "message"), [("", "there is no text"), ("日", "knows no '日'")])
+def test_bad_texts_to_complete(runs, text, message):
+    assert message in refused("complete", runs("lm")[0], text)
+
+
+def test_only_language_models_complete(runs):
+    assert "is a run of vae: `bptt train lm`" in refused("complete", runs("vae")[0], "a")
 
 
 def test_other_tasks_cannot_sample(runs):

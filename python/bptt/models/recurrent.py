@@ -45,6 +45,7 @@ def recurrent(
     *,
     layers: int = 1,
     bidirectional: bool = False,
+    dropout: float = 0.0,
     batch_first: bool = True,
     impl: Impl = "bptt",
 ) -> nn.Module:
@@ -53,7 +54,7 @@ def recurrent(
     Args:
         cell: "rnn", "gru" or "lstm".
         inputs, hidden: sizes of the input and of the hidden state.
-        layers, bidirectional, batch_first: as torch.nn has them.
+        layers, bidirectional, dropout, batch_first: as torch.nn has them.
         impl: "bptt" or "torch".
 
     Raises:
@@ -66,6 +67,7 @@ def recurrent(
     options: dict[str, Any] = {
         "num_layers": layers,
         "bidirectional": bidirectional,
+        "dropout": dropout,
         "batch_first": batch_first,
     }
     if impl == "bptt":

@@ -18,6 +18,7 @@ _CLASSES = {
     "series": "series.SeriesTask",
     "faces": "faces.FacesTask",
     "g2p": "g2p.G2pTask",
+    "lm": "lm.LmTask",
 }
 
 NAMES = tuple(_CLASSES)

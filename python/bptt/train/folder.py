@@ -26,7 +26,7 @@ import torch
 import yaml
 from pydantic import ValidationError
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 from bptt.data.errors import BadInput
@@ -138,10 +138,10 @@ class Run:
 
     def save_weights(self, model: nn.Module) -> None:
         """The model's weights, and those of its encoder alone."""
-        write(self.weights, lambda beside: save_file(_dense(model), beside))
+        write(self.weights, lambda beside: save_model(model, str(beside)))
         encoder = getattr(model, "encoder", None)
         if isinstance(encoder, nn.Module):
-            write(self.encoder, lambda beside: save_file(_dense(encoder), beside))
+            write(self.encoder, lambda beside: save_model(encoder, str(beside)))
 
     def load_weights(self, model: nn.Module) -> None:
         """Puts the saved weights into a model.
@@ -161,11 +161,9 @@ def load_weights(model: nn.Module, path: Path) -> None:
     if not path.is_file():
         raise BadInput(f"{path} is missing: the run is not finished; `bptt train` goes on with it")
     try:
-        state = load_file(path)
+        load_model(model, path)
     except SafetensorError as error:
         raise BadInput(f"{path} is damaged: {error}") from None
-    try:
-        model.load_state_dict(state)
     except RuntimeError as error:
         lines = [line.strip() for line in str(error).splitlines()[1:3]]
         raise BadInput(f"{path} holds another model's weights: {' '.join(lines)}") from None
@@ -198,7 +196,3 @@ def read_result(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BadInput(f"{path} is not readable: {error}") from None
     return loaded
-
-
-def _dense(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: value.detach().contiguous() for name, value in model.state_dict().items()}

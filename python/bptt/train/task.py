@@ -196,7 +196,7 @@ class Task(ABC):
         """What `bptt reconstruct` shows: a picture, and a line for each example."""
         raise NotImplementedError
 
-    def sample(self, model: Any, count: int) -> Figure:
+    def sample(self, model: Any, count: int) -> Figure | str:
         """What `bptt sample` shows; for generative models."""
         raise NotImplementedError
 

@@ -3,7 +3,8 @@
     bptt bench      speed beside torch.nn
     bptt check      accuracy beside torch.nn
     bptt gradflow   gradients through time, vanishing and exploding
-    bptt tasks      the reference models; `bptt train`, `eval`, `reconstruct`, `sample` run them
+    bptt tasks      the reference models; `bptt train`, `eval`, `reconstruct`, `sample`,
+                    `complete` run them
 
 Needs the packages of the extra `bench`, for the reference models those of `models`:
 `pip install bptt[bench,models]`.

@@ -6,6 +6,7 @@ import typer
 
 from .bench import bench
 from .check import check
+from .complete import complete
 from .gradflow import gradflow
 from .train import COMMANDS, train
 
@@ -26,5 +27,6 @@ app.command("bench")(bench)
 app.command("check")(check)
 app.command("gradflow")(gradflow)
 app.add_typer(train, name="train")
+app.command("complete")(complete)
 for name, command in COMMANDS.items():
     app.command(name)(command)

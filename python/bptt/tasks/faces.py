@@ -7,7 +7,6 @@ from typing import Any, ClassVar
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
-from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 from bptt.data.errors import BadInput
@@ -68,7 +67,7 @@ class FacesTask(ImageTask):
         return self.images.test_labels == 0
 
     def _area(self, scores: Tensor) -> float:
-        return float(roc_auc_score((~self._faces()).numpy(), scores.numpy()))
+        return image_task.area(scores, ~self._faces())
 
     def shown(self) -> Tensor:
         faces = self._faces()

@@ -15,6 +15,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
+from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.functional.regression import mean_squared_error
 
 from bptt.data.errors import BadInput
 from bptt.data.images import Images, as_images, load_images
@@ -144,7 +146,14 @@ def pca_reconstruct(pca: PCA, x: Tensor) -> Tensor:
 
 
 def mean_squared(a: Tensor, b: Tensor) -> float:
-    return (a - b).square().mean().item()
+    return mean_squared_error(a.flatten(), b.flatten()).item()
+
+
+def area(scores: Tensor, anomalous: Tensor) -> float:
+    """AUROC of anomaly scores [N] of 0 and above, for bool [N]."""
+    # torchmetrics takes other values than these for logits, and large ones would become equal.
+    within = scores.double() / (1 + scores.double())
+    return binary_auroc(within, anomalous.long()).item()
 
 
 def probe_accuracy(

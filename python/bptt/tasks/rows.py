@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from pydantic import Field
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from bptt.data.errors import BadInput
@@ -119,8 +118,7 @@ class RowsTask(ImageTask):
         return Judgement(metrics, anchors)
 
     def _area(self, k: int, scores: Tensor) -> float:
-        other = (self.images.test_labels != k).numpy()
-        return float(roc_auc_score(other, scores.numpy()))
+        return image_task.area(scores, self.images.test_labels != k)
 
     def figures(self, model: Any) -> dict[str, Figure]:
         shown = self.shown()

@@ -34,8 +34,10 @@ def rows_of(result: dict[str, Any]) -> list[str]:
         bounds = "; ".join(f"{a['better']} {a['bound']:.5g} ({a['source']})" for a in anchors)
         met = "; ".join("met" if a["met"] else "missed" for a in anchors)
         run = f"{name_of(result)}" if i == 0 else ""
-        minutes = f"{result['minutes']:.1f}" if i == 0 else ""
-        rows.append(f"| {run} | {metric} | {value:.5g} | {bounds} | {met} | {minutes} |")
+        each = 60 * result["minutes"] / result["epochs"]
+        times = (f"{result['minutes']:.1f}", str(result["epochs"]), f"{each:.2g}")
+        cells = (run, metric, f"{value:.5g}", bounds, met, *(times if i == 0 else ("", "", "")))
+        rows.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return rows
 
 
@@ -54,11 +56,11 @@ def main(runs: list[str]) -> None:
             "# Reference models",
             "",
             f"{machine['name']}, {machine['cores']} cores, torch {versions['torch']}. "
-            f"Seeds: {seeds}. Minutes are of training. "
+            f"Seeds: {seeds}. Times are of training, validation and checkpoints included. "
             "Written by `benchmarks/models.py`; each run's options and curves lie in its file.",
             "",
-            "| run | metric | value | anchor | | minutes |",
-            "|---|---|---|---|---|---|",
+            "| run | metric | value | anchor | | minutes | epochs | s/epoch |",
+            "|---|---|---|---|---|---|---|---|",
             *(row for result in results for row in rows_of(result)),
         ]
         folder.with_suffix(".md").write_text("\n".join(lines) + "\n")

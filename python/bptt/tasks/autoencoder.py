@@ -21,7 +21,7 @@ class AutoencoderTask(ImageTask):
     model = "Undercomplete autoencoder, linear layers"
     metric = "squared error of a pixel; accuracy of a linear classifier of codes"
     anchor = "PCA of the same size"
-    minutes: ClassVar[float] = 5
+    minutes: ClassVar[float] = 2
     Settings = DenseSettings
 
     def build(self) -> Fitting:

@@ -36,7 +36,7 @@ class DenoiseTask(ImageTask):
     model = "Denoising autoencoder: Gaussian, masking or salt-and-pepper noise"
     metric = "squared error of a pixel after denoising"
     anchor = "median filter; PCA"
-    minutes: ClassVar[float] = 6
+    minutes: ClassVar[float] = 5
     Settings = DenoiseSettings
 
     def build(self) -> Fitting:

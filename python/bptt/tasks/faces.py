@@ -32,7 +32,7 @@ class FacesTask(ImageTask):
     data: ClassVar[str] = "200 patches of 25x25 of Labeled Faces in the Wild, from scikit-image"
     metric = "AUROC of faces against other patches"
     anchor = "PCA of the same size"
-    minutes: ClassVar[float] = 0.5
+    minutes: ClassVar[float] = 0.2
     steps: ClassVar[int] = 600
     Settings = FacesSettings
 

@@ -56,7 +56,7 @@ class RowsTask(ImageTask):
     model = "Recurrent autoencoders of image rows, one for each class"
     metric = "mean AUROC of one class against all others"
     anchor = "PCA of 32 components, one for each class"
-    minutes: ClassVar[float] = 15
+    minutes: ClassVar[float] = 4
     steps: ClassVar[int] = 3000
     Settings = RowsSettings
 

@@ -42,7 +42,7 @@ class SeriesTask(Task):
     data: ClassVar[str] = "an .npz file (--data); JapaneseVowels from aeon"
     metric = "squared error of a value, in standard deviations"
     anchor = "the mean series; PCA of the padded series, as many components"
-    minutes: ClassVar[float] = 2
+    minutes: ClassVar[float] = 0.3
     steps: ClassVar[int] = 2000
     Settings = SeriesSettings
     series: Series

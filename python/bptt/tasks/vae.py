@@ -32,7 +32,7 @@ class VaeTask(ImageTask):
     model = "Variational autoencoder, stochastic gradient variational Bayes"
     metric = "ELBO in its two terms; confidence of a classifier in samples"
     anchor = "the classifier's confidence in noise and in real images"
-    minutes: ClassVar[float] = 8
+    minutes: ClassVar[float] = 5
     steps: ClassVar[int] = 8000
     Settings = VaeSettings
 

@@ -295,6 +295,13 @@ def test_two_processes(tmp_path):
     assert result["history"][1]["train/loss"] < result["history"][0]["train/loss"]
 
 
+def test_long_epochs_tell_how_far_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(fit, "TELL_EVERY", 0.0)
+    result = invoke("train", "autoencoder", "--run", tmp_path / "run", *SMALL["autoencoder"])
+    assert re.search(r"epoch 1 of 6: \d+%, loss \d", result.output)
+    assert re.search(r"epoch 6 of 6: validation loss \d", result.output)
+
+
 def test_a_finished_run_is_left_alone(runs):
     run, _ = runs("autoencoder")
     before = (run / "weights.safetensors").stat().st_mtime_ns

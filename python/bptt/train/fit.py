@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from .settings import Settings
 from .task import Batch, Fitting, Rows, Task
 
 WATCHED = "validation/loss"
+TELL_EVERY = 10.0  # seconds
 
 
 def rank() -> int:
@@ -70,14 +72,25 @@ class History(Callback):
 
 
 class EpochLines(Callback):
-    """A line an epoch, where there is no terminal for a progress bar."""
+    """Where there is no terminal for a bar: a line an epoch, and some within a long one."""
+
+    def __init__(self) -> None:
+        self.told = time.monotonic()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if time.monotonic() - self.told > TELL_EVERY:
+            share = (batch_idx + 1) / trainer.num_training_batches
+            self._tell(trainer, f"{share:.0%}, loss {float(outputs['loss']):.5g}")
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        loss = float(trainer.callback_metrics[WATCHED])
-        line = (
-            f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}: validation loss {loss:.5g}"
-        )
-        print(line, file=sys.stderr, flush=True)
+        self._tell(trainer, f"validation loss {float(trainer.callback_metrics[WATCHED]):.5g}")
+
+    def _tell(self, trainer: L.Trainer, what: str) -> None:
+        epoch = f"epoch {trainer.current_epoch + 1} of {trainer.max_epochs}"
+        print(f"{epoch}: {what}", file=sys.stderr, flush=True)
+        self.told = time.monotonic()
 
 
 class Fitted:

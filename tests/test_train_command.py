@@ -183,6 +183,38 @@ def test_sampling(runs, tmp_path):
     assert first == again != other
 
 
+@pytest.fixture
+def waves(tmp_path):
+    """Sines of random phase, period and length, in two features, as an .npz file."""
+    generator = np.random.default_rng(0)
+    arrays = {}
+    for part, count in (("train", 160), ("test", 40)):
+        phase, period = generator.uniform(0, 6, (count, 1)), generator.uniform(8, 16, (count, 1))
+        angle = phase + 2 * np.pi * np.arange(12) / period
+        arrays[part] = np.stack([np.sin(angle), np.cos(angle)], -1)
+        arrays[f"{part}_lengths"] = generator.integers(4, 13, count)
+        arrays[f"{part}_labels"] = (period[:, 0] > 12).astype(int)
+    np.savez(tmp_path / "waves.npz", **arrays)
+    return tmp_path / "waves.npz"
+
+
+@pytest.mark.parametrize("model", ["plain", "variational"])
+def test_series_of_any_length(model, waves, tmp_path):
+    small = ("--epochs", "30", "--units", "24", "--code", "6", "--lr", "0.02", "--beta", "0.1")
+    run = tmp_path / "run"
+    result = train("series", run, "--data", waves, "--model", model, *small)
+    bound = next(a["bound"] for a in result["anchors"] if a["source"] == "the mean of each step")
+    assert result["metrics"]["test error"] < 0.5 * bound
+    shown = tmp_path / "shown.png"
+    told = invoke("reconstruct", run, "--output", shown)
+    assert told.exit_code == 0, told.output
+    assert len(re.findall(r"error \d", told.output)) == 8
+    if model == "variational":
+        assert invoke("sample", run, "--count", 3, "--output", shown).exit_code == 0
+    else:
+        assert "this run's model is plain" in refused("sample", run, "--output", shown)
+
+
 # --- stopping and going on ------------------------------------------------------------------------
 
 SHORT = ("--epochs", "4", "--hidden", "32", "--examples", "200")

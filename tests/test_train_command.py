@@ -327,6 +327,20 @@ def test_two_processes(tmp_path):
     assert result["history"][1]["train/loss"] < result["history"][0]["train/loss"]
 
 
+def test_another_seed_is_another_run(tmp_path):
+    for seed in (1, 2):
+        train("denoise", tmp_path / str(seed), *SHORT, "--seed", seed)
+    first, second = (tmp_path / seed / "weights.safetensors" for seed in ("1", "2"))
+    assert first.read_bytes() != second.read_bytes()
+
+
+def test_a_loss_that_is_no_number_is_told(tmp_path):
+    result = invoke("train", "autoencoder", "--run", tmp_path / "run", *SHORT, "--lr", "1e15")
+    assert result.exit_code == 2, result.output
+    assert re.search(r"the loss is (nan|inf) after epoch \d+: give a lower --lr", result.output)
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
 def test_long_epochs_tell_how_far_they_are(tmp_path, monkeypatch):
     monkeypatch.setattr(fit, "TELL_EVERY", 0.0)
     result = invoke("train", "autoencoder", "--run", tmp_path / "run", *SMALL["autoencoder"])

@@ -8,6 +8,7 @@ last epoch that is on disk and draws from there what it would have drawn.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 import time
@@ -27,6 +28,8 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch.utils.data import DataLoader, DistributedSampler
+
+from bptt.data.errors import BadInput
 
 from .files import WholeCheckpoints
 from .folder import Run
@@ -122,7 +125,7 @@ def fit(task: Task, run: Run, *, progress: bool = True) -> Fitted:
     """Trains a task, whose data are loaded, in a run's folder.
 
     Raises:
-        BadInput: a checkpoint is damaged.
+        BadInput: a checkpoint is damaged, or the loss is no longer finite.
         OSError: a file cannot be written.
     """
     settings: Settings = task.settings
@@ -149,6 +152,12 @@ def fit(task: Task, run: Run, *, progress: bool = True) -> Fitted:
     else:  # it stopped early, and was killed before its result was written
         history.load_state_dict(saved["callbacks"][history.state_key])
         timer.load_state_dict(saved["callbacks"][timer.state_key])
+    for epoch, metrics in enumerate(history.epochs, start=1):
+        if not math.isfinite(metrics[WATCHED]):
+            raise BadInput(
+                f"the loss is {metrics[WATCHED]} after epoch {epoch}: give a lower --lr, or a "
+                f"--clip, and another folder with --run than {run.path}"
+            )
     best = run.read_checkpoint(run.best)
     module.load_state_dict(best["state_dict"])
     module.cpu().float().eval()

@@ -14,7 +14,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import bptt
-from bptt.tasks import g2p
+from bptt.tasks import pairs
 from bptt.tools.demo import __main__ as entry
 from bptt.tools.demo import machine, parity, speed
 from bptt.tools.demo.app import app
@@ -101,7 +101,7 @@ def test_train_ends_with_transcriptions_and_error_rates():
     assert "On 20 words it never saw" in result.output
     assert "270 words to learn from, 30 held out, split by word" in result.output
     rows = re.findall(r" (right|wrong)", result.output)
-    assert len(rows) == g2p.EXAMPLES
+    assert len(rows) == pairs.EXAMPLES
     report = re.search(r"Look at (\S+report\.html)", result.output)[1]
     assert "Words it never saw" in Path(report).read_text()
 

@@ -19,14 +19,13 @@ import torch
 import yaml
 from PIL import Image
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
+import trained_runs
 from bptt.data.images import load_images
-from bptt.tasks import NAMES, lm, task_class
+from bptt.tasks import NAMES, task_class
 from bptt.tasks.faces import faces
-from bptt.tools.cli.app import app
-from bptt.tools.cli.train import finished
 from bptt.train import files, fit
+from trained_runs import invoke, refused, train
 
 # Settings of small runs: seconds each.
 SMALL = {
@@ -36,19 +35,6 @@ SMALL = {
     "vae": ["--epochs", "8", "--hidden", "64", "--code", "4", "--lr", "0.003"],
     "fill": ["--epochs", "10", "--channels", "8", "--lr", "0.01"],
     "rows": ["--epochs", "8", "--units", "16", "--code", "8", "--lr", "0.01"],
-    "g2p": [
-        "--epochs",
-        "4",
-        "--units",
-        "32",
-        "--words",
-        "2000",
-        "--batch",
-        "64",
-        "--judged",
-        "100",
-    ],
-    "lm": ["--epochs", "2", "--units", "64", "--examples", "99999", "--batch", "8", "--lr", "0.01"],
     "faces": ["--epochs", "60", "--hidden", "64", "--lr", "0.003"],
 }
 
@@ -59,36 +45,9 @@ def _one_thread():
     torch.set_num_threads(1)
 
 
-def invoke(*arguments):
-    return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def train(task, run, *options):
-    result = invoke("train", task, "--run", run, *options)
-    assert result.exit_code == 0, result.output
-    return json.loads((run / "result.json").read_text())
-
-
-def refused(*arguments):
-    """The one line of a refusal."""
-    result = invoke(*arguments)
-    assert result.exit_code == 2, result.output
-    lines = result.output.strip().splitlines()
-    assert len(lines) == 1, result.output
-    return lines[0]
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """A finished run of each task, made when it is first asked for."""
-    folder, made = tmp_path_factory.mktemp("runs"), {}
-
-    def run(task):
-        if task not in made:
-            made[task] = train(task, folder / task, *SMALL[task])
-        return folder / task, made[task]
-
-    return run
+    return trained_runs.Runs(tmp_path_factory.mktemp("runs"), SMALL)
 
 
 def baseline(train, test):
@@ -106,11 +65,6 @@ def test_a_small_run_beats_the_mean_image(task, runs):
     elif task == "faces":
         patches, _ = faces()
         assert metrics["test error on faces"] < baseline(patches[:70], patches[70:100])
-    elif task == "g2p":
-        assert metrics["phoneme error rate"] < 0.8
-        assert result["history"][-1]["validation/loss"] < 2.5  # of log(39 phonemes), 3.7
-    elif task == "lm":
-        assert metrics["nats per character"] < 3.0  # each character by its frequency: 3.2
     elif task == "fill":
         bound = next(a["bound"] for a in result["anchors"] if a["source"] == "the mean image")
         assert metrics["error of filled pixels"] < bound
@@ -123,24 +77,12 @@ def test_a_small_run_beats_the_mean_image(task, runs):
 
 @pytest.mark.parametrize("task", SMALL)
 def test_a_report_shows_all_of_a_run(task, runs):
-    run, result = runs(task)
-    page = (run / "report.html").read_text()
-    # Curves, and what the model does: in pictures, or in words.
-    assert page.count("data:image/png;base64,") + page.count("Written by") >= 2
-    for text in (*result["metrics"], *result["options"], result["machine"]["name"]):
-        assert text in page
-    for anchor in result["anchors"]:
-        assert anchor["source"] in page
-    assert "http" not in re.sub(r'src="[^"]*"', "", page)  # one file: nothing is fetched
+    trained_runs.check_report(*runs(task))
 
 
 @pytest.mark.parametrize("task", SMALL)
 def test_a_run_is_judged_again(task, runs):
-    run, result = runs(task)
-    judged = invoke("eval", run)
-    assert judged.exit_code == 0, judged.output
-    for name, value in result["metrics"].items():
-        assert f"{value:.5g}" in re.search(rf"{re.escape(name)}.*", judged.output)[0]
+    trained_runs.check_judged_again(*runs(task))
 
 
 def test_options_are_readable_and_weights_load_alone(runs):
@@ -485,58 +427,6 @@ def test_bad_images_are_named(runs, tmp_path, name):
     line = refused("reconstruct", run, path, "--output", tmp_path / "shown.png")
     assert name in line
     assert not (tmp_path / "shown.png").exists()
-
-
-def test_no_training_word_is_held_out():
-    task = task_class("g2p")(task_class("g2p").Settings(words=2000, seed=5))
-    task.prepare()
-    assert not set(task.training) & set(task.held_out)
-    seen = {"".join(task.letters.decode(row)) for row in task.rows.columns["source"].tolist()}
-    assert seen == set(task.training)
-
-
-def test_completing(runs):
-    run, _ = runs("lm")
-    told = invoke("complete", run, "the stat", "--count", 4)
-    assert told.exit_code == 0, told.output
-    lines = told.output.rstrip("\n").splitlines()
-    assert 1 <= len(lines) <= 4
-    shares = [float(re.match(r" *([\d.]+)%  the stat", line)[1]) for line in lines]
-    assert shares == sorted(shares, reverse=True)
-    assert sum(shares) <= 100
-    piped = CliRunner().invoke(app, ["complete", str(run), "--count", "4"], input="the stat\n")
-    assert piped.output == told.output
-
-
-def test_writing(runs):
-    run, _ = runs("lm")
-    texts = [invoke("sample", run, "--count", 80, "--seed", seed).output for seed in (1, 1, 2)]
-    assert len(texts[0].rstrip("\n")) <= 80
-    assert texts[0] == texts[1] != texts[2]
-
-
-def test_typing_takes_one_step_a_key(runs):
-    run, _ = runs("lm")
-    task, model, _ = finished(run, None)
-    typing, steps = lm.Typing(task.symbols, model), []
-    step = model.step
-    model.step = lambda *a: (steps.append(1), step(*a))[1]
-    text = "for each item"
-    log_p = [typing.after(tuple(task.symbols.encode(text[: i + 1]).tolist()))[0] for i in range(13)]
-    assert len(steps) == 13
-    logits, _ = model(task.symbols.encode(text)[:, None])
-    torch.testing.assert_close(torch.cat(log_p), logits[:, 0].log_softmax(-1), atol=1e-4, rtol=1e-4)
-    typing.after(tuple(task.symbols.encode(text[:5]).tolist()))  # some keys taken back
-    assert len(steps) == 13
-
-
-@pytest.mark.parametrize(("text", "message"), [("", "there is no text"), ("日", "knows no '日'")])
-def test_bad_texts_to_complete(runs, text, message):
-    assert message in refused("complete", runs("lm")[0], text)
-
-
-def test_only_language_models_complete(runs):
-    assert "is a run of vae: `bptt train lm`" in refused("complete", runs("vae")[0], "a")
 
 
 def test_other_tasks_cannot_sample(runs):

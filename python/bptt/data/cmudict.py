@@ -22,6 +22,7 @@ Lexicon = dict[str, tuple[Pronunciation, ...]]
 _VOWELS = "AA AE AH AO AW AY EH ER EY IH IY OW OY UH UW"
 _CONSONANTS = "B CH D DH F G HH JH K L M N NG P R S SH T TH V W Y Z ZH"
 VOWELS, CONSONANTS = frozenset(_VOWELS.split()), frozenset(_CONSONANTS.split())
+PHONEMES = VOWELS | CONSONANTS
 
 _VARIANT = re.compile(r"\(\d+\)$")
 

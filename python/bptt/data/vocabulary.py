@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 PAD, START, END = 0, 1, 2
 _RESERVED = 3
@@ -44,6 +45,15 @@ class Vocabulary:
                 f"known: {' '.join(self.symbols)}"
             )
         return [self._index[symbol] for symbol in symbols]
+
+    def dump(self) -> dict[str, Any]:
+        """All of it, for a JSON file."""
+        return {"name": self.name, "symbols": list(self.symbols)}
+
+    @classmethod
+    def load(cls, saved: dict[str, Any]) -> Vocabulary:
+        """What `dump` gave."""
+        return cls(saved["symbols"], saved["name"])
 
     def decode(self, indices: Iterable[int]) -> tuple[str, ...]:
         """Symbols of `indices` up to the first end; padding and start are left out.

@@ -1,6 +1,6 @@
-"""From probabilities of the next symbol to whole sequences: sampling and beam search.
+"""From probabilities of the next symbol to whole sequences: greedy, sampling and beam search.
 
-Both call a step function: symbols [N] and a state in, log-probabilities [N, V] and the next state
+All call a step function: symbols [N] and a state in, log-probabilities [N, V] and the next state
 out; `select(state, rows)` gives the state of some rows, in their order.
 
 Sampling draws each symbol from p^(1/temperature), of which top-k keeps the k likeliest symbols and
@@ -26,6 +26,8 @@ from torch import Tensor
 State = Any
 Step = Callable[[Tensor, State], tuple[Tensor, State]]
 Select = Callable[[State, Tensor], State]
+
+_LOOK = 4  # steps between two looks at whether all is found: each waits for the device
 
 
 def narrowed(
@@ -102,6 +104,34 @@ def sample(
     return torch.stack(drawn)
 
 
+@torch.no_grad()
+def greedy(step: Step, state: State, first: Tensor, *, end: int, steps: int) -> Tensor:
+    """The likeliest symbol at each step: int64 [N, U], U at most `steps`; after an end, only ends.
+
+    Args:
+        step: see the module.
+        state: before the first symbol.
+        first: int64 [N], the start symbols.
+        end: the symbol that ends a sequence.
+        steps: the longest sequence.
+
+    Raises:
+        ValueError: steps below 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    symbol, found = first, []
+    ended = torch.zeros_like(first, dtype=torch.bool)
+    for length in range(1, steps + 1):
+        log_p, state = step(symbol, state)
+        symbol = log_p.argmax(-1).masked_fill(ended, end)
+        ended = ended | (symbol == end)
+        found.append(symbol)
+        if length % _LOOK == 0 and bool(ended.all()):
+            break
+    return torch.stack(found, 1)
+
+
 class Beams(NamedTuple):
     """What a beam search found, best first.
 
@@ -175,9 +205,6 @@ def beam_search(
         if length % _LOOK == 0 and bool((done.scores[:, -1] >= reachable).all()):
             break
     return done
-
-
-_LOOK = 4  # steps between two looks at whether all is found: each waits for the device
 
 
 def _with_ended(done: Beams, history: Tensor, scores: Tensor) -> Beams:

@@ -2,63 +2,60 @@
 
 With e a learnt embedding, source symbols x_1..x_T, target symbols y_1..y_U and y_0 the start:
 
-    H_t  = [forward_t; backward_t]    bidirectional recurrence over e(x_1)..e(x_T)
-    s_0  = tanh(W_b [forward_T; backward_1])
-    s_u  = recurrence(e(y_{u-1}), s_{u-1})
-    a_ut = softmax over t of  s_u . W_a H_t / sqrt(size of s_u)
-    c_u  = sum over t of  a_ut H_t
-    p(y_u | y_<u, x) = softmax(W_o tanh(W_c [s_u; c_u]))
+    H_t  = [forward_t; backward_t]    bidirectional layers over e(x_1)..e(x_T)
+    s_0  = tanh(W_b [forward_T; backward_1])    of each decoder layer, from the encoder's last one
+    r_u  = decoder(e(y_{u-1}), s_{u-1}, H)
+    p(y_u | y_<u, x) = softmax(W_o r_u)
 
-The attention reads the decoder's states and does not feed back into them, so under teacher forcing
-(y_{u-1} is the true symbol) the whole decoder is one call of a fused layer and the attention of all
-steps one batched product: there is no loop over time here, except in `greedy`.
+The decoder is one of three: `decoder_plain`, `decoder_luong`, `decoder_bahdanau`.
 
 Source: Sutskever, Vinyals, Le 2014 (arXiv 1409.3215) for encoder and decoder; Bahdanau, Cho, Bengio
-2015 (arXiv 1409.0473) for the bidirectional encoder and s_0; Luong, Pham, Manning 2015 (arXiv
-1508.04025), equations 5, 6 and 8 ("general"), for the attention, here scaled by the square root of
-the size (Vaswani et al. 2017, arXiv 1706.03762, section 3.2.1).
+2015 (arXiv 1409.0473) for the bidirectional encoder and s_0; Bengio et al. 2015 (arXiv 1506.03099)
+for feeding the decoder its own symbols in training.
 """
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from . import search
+from .attention import Decoded, Decoder, Memory, State, repetition
+from .decoder_bahdanau import BahdanauDecoder
+from .decoder_luong import LuongDecoder
+from .decoder_plain import PlainDecoder
+from .language_model import chosen
 from .recurrent import Cell, Impl, recurrent
 
-State = Any  # what the decoder layer takes and returns: [1, B, S], or two of them for the LSTM
-
-
-class Memory(NamedTuple):
-    """What the decoder attends to.
-
-    Attributes:
-        keys: W_a H, [B, T, S].
-        values: H, [B, T, 2E].
-        padding: bool [B, 1, T], true past the length of a source.
-    """
-
-    keys: Tensor
-    values: Tensor
-    padding: Tensor
+Attention = Literal["none", "luong", "bahdanau"]
+_DECODERS: dict[str, Any] = {"none": PlainDecoder, "luong": LuongDecoder}
 
 
 class Seq2Seq(nn.Module):
-    """A bidirectional encoder and a decoder with attention.
+    """A bidirectional encoder and a decoder.
 
     Args:
         source_symbols: size of the source vocabulary.
         target_symbols: size of the target vocabulary.
-        hidden: size S of the decoder's state; the encoder has E = S / 2 in each direction.
+        hidden: size S of the decoder's states; the encoder has E = S / 2 in each direction.
         embedding: size of both embeddings.
+        layers: L, of encoder and of decoder.
         cell: "gru", "lstm" or "rnn".
-        dropout: on embeddings and before the output.
-        impl: "bptt", or "torch" for torch.nn's layers.
+        attention: "none", "luong" or "bahdanau".
+        coverage: weight of the loss for looking at one place again and again; with "bahdanau" the
+            attention also knows where it has looked.
+        dropout: on embeddings, between layers and before the output.
+        smoothing: part of the probability that the loss spreads over all symbols.
+        padding: the target symbol that stands past a sequence's end.
+        impl: "bptt", or "torch" for torch.nn's layers and cells.
 
     Raises:
-        ValueError: an unknown cell or implementation, or an odd `hidden`.
+        ValueError: an unknown cell, attention or implementation, an odd `hidden`, or coverage
+            without attention.
     """
 
     def __init__(
@@ -68,22 +65,44 @@ class Seq2Seq(nn.Module):
         *,
         hidden: int = 256,
         embedding: int = 64,
+        layers: int = 1,
         cell: Cell = "gru",
+        attention: Attention = "luong",
+        coverage: float = 0.0,
         dropout: float = 0.0,
+        smoothing: float = 0.0,
+        padding: int = 0,
         impl: Impl = "bptt",
     ) -> None:
         super().__init__()
         if hidden % 2:
             raise ValueError(f"hidden must be even (half for each direction), got {hidden}")
-        self.cell = cell
+        if attention not in get_args(Attention):
+            known = ", ".join(get_args(Attention))
+            raise ValueError(f"attention must be one of {known}, got {attention!r}")
+        if coverage and attention == "none":
+            raise ValueError(f"coverage={coverage} needs an attention, got attention='none'")
+        self.cell, self.layers = cell, layers
+        self.coverage, self.smoothing, self.padding = coverage, smoothing, padding
         self.source_embedding = nn.Embedding(source_symbols, embedding)
         self.target_embedding = nn.Embedding(target_symbols, embedding)
-        kind: dict[str, Any] = {"cell": cell, "batch_first": False, "impl": impl}
-        self.encoder = recurrent(inputs=embedding, hidden=hidden // 2, bidirectional=True, **kind)
-        self.decoder = recurrent(inputs=embedding, hidden=hidden, **kind)
-        self.bridge = nn.Linear(hidden, hidden)  # W_b
-        self.key = nn.Linear(hidden, hidden, bias=False)  # W_a
-        self.combine = nn.Linear(2 * hidden, hidden)  # W_c
+        self.encoder = recurrent(
+            cell,
+            embedding,
+            hidden // 2,
+            layers=layers,
+            dropout=dropout if layers > 1 else 0.0,
+            bidirectional=True,
+            batch_first=False,
+            impl=impl,
+        )
+        self.bridge = nn.Linear(hidden, layers * hidden)  # W_b of every layer
+        kind: dict[str, Any] = {"cell": cell, "layers": layers, "dropout": dropout, "impl": impl}
+        self.decoder: Decoder = (
+            BahdanauDecoder(embedding, hidden, coverage=coverage > 0, **kind)
+            if attention == "bahdanau"
+            else _DECODERS[attention](embedding, hidden, **kind)
+        )
         self.output = nn.Linear(hidden, target_symbols)  # W_o
         self.dropout = nn.Dropout(dropout)
 
@@ -95,73 +114,168 @@ class Seq2Seq(nn.Module):
             lengths: int64 [B], on the source's device.
 
         Returns:
-            The memory to attend to and the decoder's first state.
+            The memory of all B sources and the decoder's first state.
         """
         embedded = self.dropout(self.source_embedding(source))  # [T, B, embedding]
-        values, last = self.encoder(embedded, lengths=lengths)  # [T, B, 2E], [2, B, E]
+        values, last = self.encoder(embedded, lengths=lengths)  # [T, B, 2E], [2L, B, E]
+        values = values.transpose(0, 1)
         h = last[0] if self.cell == "lstm" else last
-        h = torch.tanh(self.bridge(h.transpose(0, 1).flatten(1)))[None]  # [1, B, S]
+        summary = h[-2:].transpose(0, 1).flatten(1)  # [B, 2E]
         steps = torch.arange(source.shape[0], device=source.device)
-        padding = steps >= lengths[:, None, None]  # [B, 1, T]
-        memory = Memory(self.key(values).transpose(0, 1), values.transpose(0, 1), padding)
-        return memory, (h, torch.zeros_like(h)) if self.cell == "lstm" else h
+        padding = steps >= lengths[:, None]  # [B, T]
+        memory = Memory(values, self.decoder.keys(values), padding, summary)
+        first = torch.tanh(self.bridge(summary)).unflatten(1, (self.layers, -1)).transpose(0, 1)
+        first = first.contiguous()
+        states = (first, torch.zeros_like(first)) if self.cell == "lstm" else (first,)
+        return memory, self.decoder.start(memory, states)
 
-    def decode(self, memory: Memory, previous: Tensor, state: State) -> tuple[Tensor, State]:
+    def decode(self, memory: Memory, previous: Tensor, state: State) -> tuple[Tensor, Decoded]:
         """Scores of the symbols that follow each of `previous`.
 
         Args:
             memory: from `encode`.
-            previous: int64 [U, B], y_{u-1} of every step.
+            previous: int64 [U, N], y_{u-1} of every step; N is B, or a multiple of it.
             state: from `encode`, or from the last call when decoding step by step.
 
         Returns:
-            Logits [U, B, target_symbols] and the state after the last step.
+            Logits [U, N, target_symbols], and what the decoder made.
         """
-        embedded = self.dropout(self.target_embedding(previous))  # [U, B, embedding]
-        states, state = self.decoder(embedded, state)  # [U, B, S]
-        context, _ = self.attend(memory, states)  # [U, B, 2E]
-        combined = torch.tanh(self.combine(torch.cat([states, context], dim=-1)))  # [U, B, S]
-        return self.output(self.dropout(combined)), state
+        embedded = self.dropout(self.target_embedding(previous))  # [U, N, embedding]
+        made = self.decoder(memory, embedded, state)
+        return self.output(self.dropout(made.readout)), made
 
-    def attend(self, memory: Memory, states: Tensor) -> tuple[Tensor, Tensor]:
-        """The context [U, B, 2E] of each decoder state [U, B, S], and the weights [B, U, T]."""
-        queries = states.transpose(0, 1) * states.shape[-1] ** -0.5  # [B, U, S]
-        energies = queries @ memory.keys.transpose(1, 2)  # [B, U, T]
-        # The lowest finite value: minus infinity would make NaN of a source of length 0.
-        lowest = torch.finfo(energies.dtype).min
-        weights = energies.masked_fill(memory.padding, lowest).softmax(dim=-1)
-        return (weights @ memory.values).transpose(0, 1), weights
+    def forward(
+        self, source: Tensor, lengths: Tensor, previous: Tensor, own: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Logits [U, B, target_symbols] for the symbols after `previous` [U, B]; the attention.
 
-    def forward(self, source: Tensor, lengths: Tensor, previous: Tensor) -> Tensor:
-        """Teacher forcing: logits [U, B, target_symbols] for the symbols after `previous` [U, B].
+        Args:
+            source, lengths: as in `encode`.
+            previous: the target shifted by one, start first: teacher forcing.
+            own: bool [U, B], true where the decoder is fed the symbol it just found likeliest
+                instead. The decoder then goes step by step.
 
-        Args as in `encode` and `decode`; `previous` is the target shifted by one, start first.
+        Returns:
+            The logits, and the weights of the attention [B, U, T] or None.
         """
         memory, state = self.encode(source, lengths)
-        return self.decode(memory, previous, state)[0]
+        if own is None:
+            logits, made = self.decode(memory, previous, state)
+            return logits, made.weights
+        steps: list[Tensor] = []
+        weights: list[Tensor | None] = []
+        symbols = previous[0]
+        for truth, mine in zip(previous.unbind(0), own.unbind(0), strict=True):
+            symbols = torch.where(mine, symbols, truth) if steps else truth
+            logits, made = self.decode(memory, symbols[None], state)
+            state, symbols = made.state, logits[0].argmax(-1)
+            steps.append(logits)
+            weights.append(made.weights)
+        looked = None if weights[0] is None else torch.cat([w for w in weights if w is not None], 1)
+        return torch.cat(steps), looked
+
+    def losses(
+        self, source: Tensor, lengths: Tensor, target: Tensor, own: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """Mean over the symbols of the target [U + 1, B] after its first, `padding` left out.
+
+        Returns:
+            "entropy", in nats, and with coverage that loss, weighted.
+        """
+        logits, weights = self(source, lengths, target[:-1], own)
+        wanted = target[1:]
+        smoothing = self.smoothing if self.training else 0.0
+        terms = {
+            "entropy": F.cross_entropy(
+                logits.flatten(0, 1),
+                wanted.flatten(),
+                ignore_index=self.padding,
+                label_smoothing=smoothing,
+            )
+        }
+        if self.coverage and weights is not None:
+            real = (wanted != self.padding).t()  # [B, U]
+            again = (repetition(weights) * real).sum() / real.sum()
+            terms["coverage"] = self.coverage * again
+        return terms
+
+    def _stepping(self, memory: Memory, never: Sequence[int] = ()) -> search.Step:
+        """What searches call; symbols of `never` have no probability."""
+
+        def step(symbols: Tensor, state: State) -> tuple[Tensor, State]:
+            logits, made = self.decode(memory, symbols[None], state)
+            for symbol in never:
+                logits[..., symbol] = -torch.inf
+            return logits[0].log_softmax(-1), made.state
+
+        return step
 
     @torch.no_grad()
     def greedy(
-        self, source: Tensor, lengths: Tensor, *, start: int, end: int, max_steps: int
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        *,
+        start: int,
+        end: int,
+        steps: int,
+        never: Sequence[int] = (),
     ) -> Tensor:
         """Take the likeliest symbol at each step, for all sources at once.
 
         Args:
-            source: int64 [T, B]; lengths: int64 [B].
+            source, lengths: as in `encode`.
             start: index of y_0.
-            end: index that ends a sequence; what follows it in a column is to be ignored.
-            max_steps: longest output.
+            end: index that ends a sequence.
+            steps: longest output.
+            never: symbols that are not taken, such as one for unknown words.
 
         Returns:
-            int64 [U, B] with U at most `max_steps`.
+            int64 [B, U] with U at most `steps`; from a sequence's end on, ends.
         """
         memory, state = self.encode(source, lengths)
-        symbol = torch.full_like(source[:1], start)  # [1, B]
-        ended = torch.zeros_like(symbol, dtype=torch.bool)
-        steps: list[Tensor] = []
-        while len(steps) < max_steps and not bool(ended.all()):
-            logits, state = self.decode(memory, symbol, state)
-            symbol = logits.argmax(dim=-1)  # [1, B]
-            ended |= symbol == end
-            steps.append(symbol)
-        return torch.cat(steps)
+        first = torch.full_like(source[0], start)
+        return search.greedy(self._stepping(memory, never), state, first, end=end, steps=steps)
+
+    @torch.no_grad()
+    def beams(
+        self,
+        source: Tensor,
+        lengths: Tensor,
+        *,
+        start: int,
+        end: int,
+        steps: int,
+        width: int,
+        penalty: float = 1.0,
+        never: Sequence[int] = (),
+    ) -> search.Beams:
+        """The `width` best outputs of each source: see `greedy` and `search.beam_search`."""
+        memory, state = self.encode(source, lengths)
+        first = torch.full_like(source[0], start)
+        return search.beam_search(
+            self._stepping(memory, never),
+            chosen,
+            state,
+            first,
+            end=end,
+            width=width,
+            steps=steps,
+            penalty=penalty,
+        )
+
+    @torch.no_grad()
+    def sample(
+        self, source: Tensor, lengths: Tensor, *, start: int, end: int, steps: int, **how: Any
+    ) -> Tensor:
+        """Outputs [B, steps] drawn by chance: see `search.sample` for how."""
+        memory, state = self.encode(source, lengths)
+        first = torch.full_like(source[0], start)
+        step = self._stepping(memory)
+        return search.sample(step, state, first, steps=steps, end=end, **how).t()
+
+    @torch.no_grad()
+    def looked(self, source: Tensor, lengths: Tensor, previous: Tensor) -> Tensor | None:
+        """Where each step looks, [B, U, T], when the decoder is fed `previous` [U, B]."""
+        weights: Tensor | None = self(source, lengths, previous)[1]
+        return weights

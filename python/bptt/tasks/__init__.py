@@ -18,6 +18,8 @@ _CLASSES = {
     "series": "series.SeriesTask",
     "faces": "faces.FacesTask",
     "g2p": "g2p.G2pTask",
+    "inflect": "inflect.InflectTask",
+    "translate": "translate.TranslateTask",
     "lm": "lm.LmTask",
 }
 

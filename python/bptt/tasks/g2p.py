@@ -1,174 +1,162 @@
-"""Task `g2p`: learn to pronounce English from the dictionary, and be judged on unseen words.
+"""Task `g2p`: learn to pronounce English from a dictionary, and be judged on unseen words.
 
-A bidirectional encoder reads the letters, a decoder with attention says the phonemes. The
-dictionary is split by word: no pronunciation of a word that is judged was seen. Stress is ignored,
-decoding is greedy, and a transcription is held against the closest pronunciation.
+An encoder reads the letters, a decoder with attention says the phonemes. The CMU dictionary is
+split by word: no pronunciation of a word that is judged was seen; stress is ignored. SIGMORPHON's
+data have a split of their own. A transcription is held against the closest pronunciation.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from collections.abc import Sequence
+from itertools import islice
+from typing import Any, ClassVar
 
-import torch
-from matplotlib.figure import Figure
 from pydantic import Field
-from torch import Tensor
-from torch.nn import functional as F
 
-from bptt.data import Vocabulary, cmudict, pad
-from bptt.data.batches import SimilarLengths
+from bptt.data import Vocabulary, cmudict, sigmorphon
 from bptt.data.errors import BadInput
-from bptt.data.vocabulary import END, PAD, START
-from bptt.models import Seq2Seq, score
-from bptt.train.fit import rank
-from bptt.train.settings import Settings
-from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task
+from bptt.models import score
+from bptt.train.task import Anchor, Judgement
 
-LONGEST = 40  # phonemes; the dictionary's longest word has 28
-DECODE_BATCH = 512
-EXAMPLES = 12
+from .pairs import EXAMPLES, Answer, PairSettings, PairTask
+
 LEAST_WORDS = 20
 PHONETISAURUS = 0.339  # word error rate, README of cmusphinx/g2p-seq2seq, the current dictionary
+SIGMORPHON = 0.4194  # the shared task's baseline, test
 
 
-class G2pSettings(Settings):
-    cell: Literal["rnn", "gru", "lstm"] = Field("gru", description="Of encoder and decoder.")
-    impl: Literal["bptt", "torch"] = Field("bptt", description="Whose recurrent layers.")
-    units: int = Field(256, ge=2, multiple_of=2, description="Hidden state of the decoder.")
-    embedding: int = Field(64, ge=1, description="Size of letters' and phonemes' embeddings.")
-    dropout: float = Field(0.0, ge=0, lt=1, description="On embeddings and before the output.")
+class G2pSettings(PairSettings):
     words: int = Field(0, ge=0, description="Use so many words of the dictionary (0: all).")
     judged: int = Field(5000, ge=1, description="Held-out words to judge on, at most.")
     lr: float = Field(5e-3, gt=0, description="Highest learning rate: it rises to it, then falls.")
-    clip: float = Field(1.0, ge=0, description="Bound on the norm of all gradients (0: none).")
 
 
-class Pronouncing(Fitting):
-    """Cross-entropy of the phonemes, in nats, the end counted as one."""
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        source, target = batch["source"].t(), batch["target"].t()  # [T, B], [U + 1, B]
-        logits = self.model(source, batch["source_length"], target[:-1])  # [U, B, phonemes]
-        wanted = target[1:].flatten()
-        return {"entropy": F.cross_entropy(logits.flatten(0, 1), wanted, ignore_index=PAD)}
-
-
-class G2pTask(Task):
+class G2pTask(PairTask[str]):
     name = "g2p"
     model = "Encoder-decoder with attention: letters to phonemes"
-    data: ClassVar[str] = "the CMU Pronouncing Dictionary, from cmudict; or a file like it (--data)"
+    data: ClassVar[str] = (
+        "the CMU Pronouncing Dictionary, from cmudict; a file like it, or SIGMORPHON's folder "
+        "(--data)"
+    )
     metric = "word and phoneme error rate"
-    anchor = "Phonetisaurus, as published"
-    minutes: ClassVar[float] = 12
+    anchor = "Phonetisaurus, as published; SIGMORPHON's baseline"
+    minutes: ClassVar[float] = 8
+    longest = 40  # phonemes; the dictionary's longest word has 28
     Settings = G2pSettings
+
+    training: cmudict.Lexicon
+    checked: cmudict.Lexicon
+    held_out: cmudict.Lexicon
 
     def load(self) -> int:
         s = self.settings
+        self.official = s.data is not None and s.data.is_dir()
+        lexicon = self._read()
+        if s.words:
+            self.training = dict(islice(self.training.items(), s.words))
+            lexicon = {**self.training, **self.held_out}
+        if len(self.training) < LEAST_WORDS:
+            raise BadInput(f"{s.data or '--words'}: {LEAST_WORDS} words or more are needed")
+        said = [p for choices in lexicon.values() for phonemes in choices for p in phonemes]
+        self.source = Vocabulary((c for word in lexicon for c in word), "letter")
+        self.target = Vocabulary(said if self.official else cmudict.PHONEMES, "phoneme")
+        self.rows = self.table(self._pairs(self.training))
+        if self.official:
+            self.validation = self.table(self._pairs(self.checked))
+        return len(self.rows)
+
+    def _read(self) -> cmudict.Lexicon:
+        """Sets the parts; returns all that letters and phonemes are taken of."""
+        s = self.settings
+        if self.official:
+            self.training, self.checked, self.held_out = sigmorphon.load(s.data)
+            return {**self.training, **self.checked, **self.held_out}
         lexicon = cmudict.load(s.data)
         if s.words:
-            lexicon = dict(list(lexicon.items())[: s.words])
+            lexicon = dict(islice(lexicon.items(), s.words))
         if len(lexicon) < LEAST_WORDS:
             raise BadInput(f"{s.data or '--words'}: {LEAST_WORDS} words or more are needed")
         self.training, self.held_out = cmudict.split(lexicon, seed=s.seed)
-        self.letters = Vocabulary((c for word in lexicon for c in word), "letter")
-        self.phonemes = Vocabulary((*cmudict.VOWELS, *cmudict.CONSONANTS), "phoneme")
-        pairs = [(word, said) for word, choices in self.training.items() for said in choices]
-        source = pad([self.letters.encode(word) for word, _ in pairs])
-        target = pad([[START, *self.phonemes.encode(said), END] for _, said in pairs])
-        self.rows = Rows(
-            source=source.values,
-            source_length=source.lengths,
-            target=target.values,
-            target_length=target.lengths,
-        )
-        return len(pairs)
+        return lexicon
+
+    def _pairs(self, lexicon: cmudict.Lexicon) -> list[tuple[list[int], list[int]]]:
+        return [
+            (self.source.encode(word), self.target.encode(said))
+            for word, choices in lexicon.items()
+            for said in choices
+        ]
+
+    def use(self, vocabularies: dict[str, Any]) -> None:
+        self.source = Vocabulary.load(vocabularies["source"])
+        self.target = Vocabulary.load(vocabularies["target"])
 
     def data_name(self) -> str:
+        if self.official:
+            return "SIGMORPHON 2021"
         return "CMU Pronouncing Dictionary" if self.settings.data is None else "a dictionary"
 
-    def sets(self) -> tuple[Rows, Rows]:
-        return self.rows.split(0.02, self.settings.seed, self.settings.examples)
+    def encode_source(self, given: str) -> list[int]:
+        if not given:
+            raise BadInput("an empty word has no pronunciation")
+        try:
+            return self.source.encode(given)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
 
-    def batches(self, rows: Rows, shuffle: bool) -> SimilarLengths:
-        s = self.settings
-        lengths = (rows.columns["source_length"], rows.columns["target_length"])
-        return SimilarLengths(
-            lengths, s.batch, seed=s.seed, shuffle=shuffle, world=s.devices, rank=rank()
-        )
+    def source_names(self, given: str) -> list[str]:
+        return list(given)
 
-    def collate(self, batch: Any) -> Batch:
-        """As long as the longest words of the batch; here, where the lengths are on the host."""
-        cut = {name: int(batch[f"{name}_length"].max()) for name in ("source", "target")}
-        return {**batch, **{name: batch[name][:, :longest] for name, longest in cut.items()}}
+    def target_names(self, numbers: Sequence[int]) -> list[str]:
+        return list(self.target.decode(numbers))
 
-    def build(self) -> Fitting:
-        s = self.settings
-        model = Seq2Seq(
-            len(self.letters),
-            len(self.phonemes),
-            hidden=s.units,
-            embedding=s.embedding,
-            cell=s.cell,
-            dropout=s.dropout,
-            impl=s.impl,
-        )
-        return Pronouncing(model, lr=s.lr)
+    def text(self, answer: Answer) -> str:
+        return " ".join(self.target.decode(answer.numbers))
+
+    def transcribe(self, model: Any, words: Sequence[str]) -> list[tuple[str, ...]]:
+        """The phonemes the model says for each word.
+
+        Raises:
+            BadInput: a word is empty, or has a letter that the dictionary does not have.
+        """
+        return [self.target.decode(best[0].numbers) for best in self.answers(model, words)]
 
     def judge(self, model: Any) -> Judgement:
-        words = list(self.held_out)[: self.settings.judged]
+        words = self._judged()
         scores = score(self.transcribe(model, words), [self.held_out[word] for word in words])
         metrics = {
             "word error rate": scores.word_error_rate,
             "phoneme error rate": scores.symbol_error_rate,
             "words judged": float(scores.words),
         }
-        source = "Phonetisaurus, its own split"
-        return Judgement(metrics, [Anchor("word error rate", "below", PHONETISAURUS, source)])
+        bound, source = (
+            (SIGMORPHON, "baseline of the shared task")
+            if self.official
+            else (PHONETISAURUS, "Phonetisaurus, its own split")
+        )
+        return Judgement(metrics, [Anchor("word error rate", "below", bound, source)])
 
-    def transcribe(self, model: Any, words: list[str]) -> list[tuple[str, ...]]:
-        """The phonemes the model says for each word, likeliest first at every step.
+    def _judged(self) -> list[str]:
+        return list(self.held_out)[: len(self.held_out) if self.official else self.settings.judged]
 
-        Raises:
-            ValueError: no words, an empty one, or a letter the dictionary does not have.
-        """
-        sources = pad([self.letters.encode(word) for word in words])
-        said: list[tuple[str, ...]] = [()] * len(words)
-        # Words of like length decode together: a batch takes as many steps as its longest.
-        for rows in sources.lengths.argsort(stable=True).split(DECODE_BATCH):
-            source = sources.batch(rows)
-            columns = model.greedy(
-                source.values, source.lengths, start=START, end=END, max_steps=LONGEST
-            ).t()  # [B, U]
-            for row, column in zip(rows.tolist(), columns.tolist(), strict=True):
-                said[row] = self.phonemes.decode(column)
-        return said
+    def shown(self) -> list[tuple[str, str, str]]:
+        words = list(self.held_out)[:EXAMPLES]
+        return [(word, word, " ".join(self.held_out[word][0])) for word in words]
 
     def tables(self, model: Any) -> dict[str, list[list[str]]]:
-        words = list(self.held_out)[:EXAMPLES]
-        rows = [["word", "the model says", "the dictionary says", ""]]
-        for word, said in zip(words, self.transcribe(model, words), strict=True):
-            references = self.held_out[word]
-            known = " or ".join(" ".join(reference) for reference in references)
-            rows.append([word, " ".join(said), known, "right" if said in references else "wrong"])
-        return {"Words it never saw": rows}
+        words = self._judged()[:1000]
+        said = dict(zip(words, self.transcribe(model, words), strict=True))
+        first = [["word", "the model says", "the dictionary says", ""]]
+        rows = [self._row(word, said[word]) for word in list(self.held_out)[:EXAMPLES]]
+        wrong = {w: score([said[w]], [self.held_out[w]]).symbol_error_rate for w in words}
+        worst = sorted(words, key=lambda word: -wrong[word])[:EXAMPLES]
+        best = sorted(words, key=lambda word: (wrong[word], -len(word)))[:EXAMPLES]
+        return {
+            "Words it never saw": first + rows,
+            "The worst of a thousand": first + [self._row(word, said[word]) for word in worst],
+            "The longest that are right": first + [self._row(word, said[word]) for word in best],
+        }
 
-    @torch.no_grad()
-    def figures(self, model: Any) -> dict[str, Figure]:
-        word = max(list(self.held_out)[:EXAMPLES], key=len)
-        said = self.transcribe(model, [word])[0]
-        source = pad([self.letters.encode(word)])
-        memory, state = model.encode(source.values.t(), source.lengths)
-        previous = torch.tensor([START, *self.phonemes.encode(said)])[:, None]  # [U, 1]
-        states, _ = model.decoder(model.target_embedding(previous), state)
-        _, weights = model.attend(memory, states)  # [1, U, T]
-        return {f"Where it looks in “{word}”": _attention(weights[0], word, (*said, "end"))}
-
-
-def _attention(weights: Tensor, letters: str, phonemes: tuple[str, ...]) -> Figure:
-    figure = Figure(figsize=(0.4 * len(letters) + 1.5, 0.3 * len(phonemes) + 0.8))
-    figure.set_layout_engine("constrained")
-    axis = figure.subplots()
-    axis.imshow(weights[: len(phonemes)].numpy(), cmap="viridis", aspect="auto", vmin=0, vmax=1)
-    axis.set_xticks(range(len(letters)), list(letters))
-    axis.set_yticks(range(len(phonemes)), phonemes)
-    return figure
+    def _row(self, word: str, said: tuple[str, ...]) -> list[str]:
+        references = self.held_out[word]
+        known = " or ".join(" ".join(reference) for reference in references)
+        return [word, " ".join(said), known, "right" if said in references else "wrong"]

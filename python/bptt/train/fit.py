@@ -74,6 +74,29 @@ class History(Callback):
         self.epochs = list(state_dict["epochs"])
 
 
+class Glimpses(Callback):
+    """What the model says to a few examples after each epoch, kept in its checkpoints."""
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self.epochs: list[dict[str, str]] = []
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if trainer.global_rank > 0 or type(self.task).glimpse is Task.glimpse:
+            return
+        model: Any = pl_module.model
+        training, device = model.training, pl_module.device
+        model.cpu().eval()
+        self.epochs.append(self.task.glimpse(model))
+        model.train(training).to(device)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.epochs = list(state_dict["epochs"])
+
+
 class EpochLines(Callback):
     """Where there is no terminal for a bar: a line an epoch, and some within a long one."""
 
@@ -102,11 +125,19 @@ class Fitted:
     Attributes:
         module: in evaluation mode, on the CPU.
         history: metrics of every epoch.
+        glimpses: what it said to a few examples after every epoch.
         seconds: of training, over all starts.
     """
 
-    def __init__(self, module: Fitting, history: list[dict[str, float]], seconds: float) -> None:
-        self.module, self.history, self.seconds = module, history, seconds
+    def __init__(
+        self,
+        module: Fitting,
+        history: list[dict[str, float]],
+        glimpses: list[dict[str, str]],
+        seconds: float,
+    ) -> None:
+        self.module, self.history = module, history
+        self.glimpses, self.seconds = glimpses, seconds
 
 
 def loader(task: Task, rows: Rows, *, shuffle: bool) -> DataLoader[Batch]:
@@ -133,10 +164,10 @@ def fit(task: Task, run: Run, *, progress: bool = True) -> Fitted:
     module = task.build()
     if settings.compile:
         module.model.compile()
-    history, timer = History(), Timer()
+    history, glimpses, timer = History(), Glimpses(task), Timer()
     stopping = EarlyStopping(WATCHED, patience=settings.patience, check_on_train_epoch_end=True)
     saved = run.read_checkpoint(run.last) if run.last.is_file() else None
-    callbacks = [StepSeeds(settings.seed), history, timer, stopping]
+    callbacks = [StepSeeds(settings.seed), history, glimpses, timer, stopping]
     with _quiet():
         trainer = _trainer(settings, run, callbacks, progress)
     if saved is None or not _stopped(saved, stopping):
@@ -151,6 +182,7 @@ def fit(task: Task, run: Run, *, progress: bool = True) -> Fitted:
             )
     else:  # it stopped early, and was killed before its result was written
         history.load_state_dict(saved["callbacks"][history.state_key])
+        glimpses.load_state_dict(saved["callbacks"][glimpses.state_key])
         timer.load_state_dict(saved["callbacks"][timer.state_key])
     for epoch, metrics in enumerate(history.epochs, start=1):
         if not math.isfinite(metrics[WATCHED]):
@@ -161,7 +193,7 @@ def fit(task: Task, run: Run, *, progress: bool = True) -> Fitted:
     best = run.read_checkpoint(run.best)
     module.load_state_dict(best["state_dict"])
     module.cpu().float().eval()
-    return Fitted(module, history.epochs, timer.time_elapsed("train"))
+    return Fitted(module, history.epochs, glimpses.epochs, timer.time_elapsed("train"))
 
 
 def _trainer(settings: Settings, run: Run, callbacks: list[Callback], progress: bool) -> L.Trainer:

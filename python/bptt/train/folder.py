@@ -4,6 +4,7 @@
     checkpoint/           last.ckpt to go on from, best.ckpt
     weights.safetensors   the best epoch's weights, once training is through
     encoder.safetensors   those of `model.encoder` alone
+    vocabularies.json     what turns text into numbers, of tasks that read text
     result.json           metrics, anchors, minutes, seed, machine, versions
     report.html           all of it to look at
     tensorboard/          curves for TensorBoard
@@ -52,6 +53,7 @@ class Run:
         self.best = self.checkpoints / "best.ckpt"
         self.weights = path / "weights.safetensors"
         self.encoder = path / "encoder.safetensors"
+        self.vocabularies = path / "vocabularies.json"
         self.result = path / "result.json"
         self.report = path / "report.html"
 
@@ -142,6 +144,19 @@ class Run:
         encoder = getattr(model, "encoder", None)
         if isinstance(encoder, nn.Module):
             write(self.encoder, lambda beside: save_model(encoder, str(beside)))
+
+    def save_vocabularies(self, vocabularies: dict[str, Any]) -> None:
+        """What turns text into numbers, if a task has that."""
+        if vocabularies:
+            write_text(self.vocabularies, json.dumps(vocabularies))
+
+    def read_vocabularies(self) -> dict[str, Any]:
+        """What `save_vocabularies` wrote.
+
+        Raises:
+            BadInput: it is not there, or not readable.
+        """
+        return read_result(self.vocabularies)
 
     def load_weights(self, model: nn.Module) -> None:
         """Puts the saved weights into a model.

@@ -33,8 +33,10 @@ def conclude(task: Task, run: Run, fitted: Fitted) -> dict[str, Any]:
     """
     model = fitted.module.model
     run.save_weights(model)
+    run.save_vocabularies(task.vocabularies())
     result = result_of(task, fitted, task.judge(model))
-    write_report(run, result, task.figures(model), task.tables(model))
+    tables = {**task.tables(model), **glimpses_table(fitted.glimpses)}
+    write_report(run, result, task.figures(model), tables)
     write_text(run.result, json.dumps(result, indent=1) + "\n")
     return result
 
@@ -52,6 +54,7 @@ def result_of(task: Task, fitted: Fitted, judgement: Judgement) -> dict[str, Any
             {**dataclasses.asdict(anchor), "met": anchor.met(judgement.metrics)}
             for anchor in judgement.anchors
         ],
+        "notes": judgement.notes,
         "minutes": round(fitted.seconds / 60, 3),
         "epochs": len(fitted.history),
         "seed": settings.seed,
@@ -63,6 +66,14 @@ def result_of(task: Task, fitted: Fitted, judgement: Judgement) -> dict[str, Any
         "options": {k: v for k, v in settings.model_dump(mode="json").items() if k != "data"},
         "history": fitted.history,
     }
+
+
+def glimpses_table(glimpses: list[dict[str, str]]) -> dict[str, list[list[str]]]:
+    """What the model said to a few examples, epoch by epoch."""
+    if not glimpses or not glimpses[0]:
+        return {}
+    rows = [[str(i), *said.values()] for i, said in enumerate(glimpses, start=1)]
+    return {"What it said after each epoch": [["epoch", *glimpses[0]], *rows]}
 
 
 def write_report(

@@ -65,10 +65,17 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Judgement:
-    """Metrics of a trained model on the test set, and what they are held against."""
+    """Metrics of a trained model on the test set, and what they are held against.
+
+    Attributes:
+        metrics: numbers by name.
+        anchors: bars for some of them.
+        notes: what tells how they were made, in words.
+    """
 
     metrics: dict[str, float]
     anchors: list[Anchor] = field(default_factory=list)
+    notes: dict[str, str] = field(default_factory=dict)
 
 
 class Fitting(L.LightningModule):
@@ -183,6 +190,18 @@ class Task(ABC):
     def tables(self, model: Any) -> dict[str, list[list[str]]]:
         """What the model does, in words: rows by title, the first with the columns' names."""
         return {}
+
+    def glimpse(self, model: Any) -> dict[str, str]:
+        """What the model says to a few examples, asked after each epoch for the report."""
+        return {}
+
+    def vocabularies(self) -> dict[str, Any]:
+        """What turns a user's text into numbers, for a JSON file in the run's folder."""
+        return {}
+
+    def use(self, vocabularies: dict[str, Any]) -> None:
+        """Takes what `vocabularies` gave instead of reading data."""
+        raise NotImplementedError
 
     def batches(self, rows: Rows, shuffle: bool) -> Sampler[list[int]] | None:
         """How rows make batches in this process, where that is not by chance."""

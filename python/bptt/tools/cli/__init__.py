@@ -4,7 +4,7 @@
     bptt check      accuracy beside torch.nn
     bptt gradflow   gradients through time, vanishing and exploding
     bptt tasks      the reference models; `bptt train`, `eval`, `reconstruct`, `sample`,
-                    `complete` run them
+                    `complete`, `translate`, `pronounce` run them
 
 Needs the packages of the extra `bench`, for the reference models those of `models`:
 `pip install bptt[bench,models]`.

@@ -9,6 +9,7 @@ from .check import check
 from .complete import complete
 from .gradflow import gradflow
 from .train import COMMANDS, train
+from .translate import pronounce, translate
 
 app = typer.Typer(
     name="bptt",
@@ -28,5 +29,7 @@ app.command("check")(check)
 app.command("gradflow")(gradflow)
 app.add_typer(train, name="train")
 app.command("complete")(complete)
+app.command("translate")(translate)
+app.command("pronounce")(pronounce)
 for name, command in COMMANDS.items():
     app.command(name)(command)

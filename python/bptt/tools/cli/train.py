@@ -113,7 +113,7 @@ def _fit(task_class: type[Task], path: Path, options: dict[str, Any]) -> None:
             typer.echo(f"{path} is finished: `bptt eval {path}` judges it, {run.report} shows it.")
             return
         result = report.conclude(task, run, fit(task, run))
-    _console().print(report.table(result))
+    console().print(report.table(result))
     typer.echo(
         f"{result['epochs']} epochs in {result['minutes']:.1f} minutes. Look at {run.report}"
     )
@@ -129,7 +129,7 @@ def evaluate(run: RunArgument, data: DataOption = None) -> None:
         anchors = [
             {**vars(anchor), "met": anchor.met(judgement.metrics)} for anchor in judgement.anchors
         ]
-        _console().print(report.table({"metrics": judgement.metrics, "anchors": anchors}))
+        console().print(report.table({"metrics": judgement.metrics, "anchors": anchors}))
 
 
 def reconstruct(
@@ -146,7 +146,7 @@ def reconstruct(
         task, model, _ = _able(run, data, "reconstruct")
         figure, lines = task.reconstruct(model, files or [])
         typer.echo("\n".join(lines))
-        _save(figure, output)
+        save(figure, output)
 
 
 def sample(
@@ -168,7 +168,7 @@ def sample(
         if isinstance(drawn, str):
             typer.echo(drawn)
         else:
-            _save(drawn, output)
+            save(drawn, output)
 
 
 def tasks() -> None:
@@ -193,7 +193,7 @@ def tasks() -> None:
             f"{task.minutes:g}",
             end_section=True,
         )
-    _console().print(table)
+    console().print(table)
     typer.echo("`bptt train TASK --help` shows a task's options.")
 
 
@@ -212,6 +212,25 @@ def _able(run: Path, data: Path | None, what: str) -> tuple[Task, nn.Module, Run
 
 def finished(path: Path, data: Path | None) -> tuple[Task, nn.Module, Run]:
     """The task of a run, its data loaded, and its model with the trained weights."""
+    task, run = _task_of(path, data)
+    task.prepare()
+    return task, _model_of(task, run), run
+
+
+def trained(path: Path) -> tuple[Task, nn.Module]:
+    """As `finished`, without the data, of a task whose run holds what it needs of them."""
+    task, run = _task_of(path, None)
+    task.use(run.read_vocabularies())
+    return task, _model_of(task, run)
+
+
+def _model_of(task: Task, run: Run) -> nn.Module:
+    model = task.build().model
+    run.load_weights(model)
+    return model.eval()
+
+
+def _task_of(path: Path, data: Path | None) -> tuple[Task, Run]:
     from bptt.data.errors import BadInput
     from bptt.tasks import NAMES, task_class
     from bptt.train.folder import Run, read_settings
@@ -223,26 +242,40 @@ def finished(path: Path, data: Path | None) -> tuple[Task, nn.Module, Run]:
     if data is not None:
         saved["data"] = str(data)
     kind = task_class(name)
-    task = kind(read_settings(kind.Settings, saved, str(run.options)))
-    task.prepare()
-    model = task.build().model
-    run.load_weights(model)
-    return task, model.eval(), run
+    return kind(read_settings(kind.Settings, saved, str(run.options))), run
 
 
-def _save(figure: Figure, path: Path) -> None:
+def picture_kind(path: Path, option: str = "--output") -> str:
+    """What picture a name is of, such as "png".
+
+    Raises:
+        BadInput: of none that can be written.
+    """
+    from matplotlib.figure import Figure
+
     from bptt.data.errors import BadInput
-    from bptt.train.files import write
 
     kind = path.suffix.removeprefix(".").lower()
-    if kind not in figure.canvas.get_supported_filetypes():
-        raise BadInput(f"--output {path}: expected a picture's name, such as reconstruct.png")
+    if kind not in Figure().canvas.get_supported_filetypes():
+        raise BadInput(f"{option} {path}: expected a picture's name, such as shown.png")
+    return kind
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Writes a picture of the kind that the name says.
+
+    Raises:
+        BadInput: it says none.
+    """
+    from bptt.train.files import write
+
+    kind = picture_kind(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     write(path, lambda beside: figure.savefig(beside, format=kind, dpi=120))
     typer.echo(f"Written: {path}")
 
 
-def _console() -> Any:
+def console() -> Any:
     from rich.console import Console
 
     console = Console()

@@ -44,12 +44,12 @@ def section(console: Console, settings: dict[str, Any]) -> bool:
     if disturbed:
         console.print(disturbed)
     result = report.conclude(task, run, fitted)
-    for rows in task.tables(fitted.module.model).values():
-        table = Table(*rows[0], box=box.SIMPLE_HEAD, pad_edge=False)
-        for row in rows[1:]:
-            color = "green" if row[-1] == "right" else "red"
-            table.add_row(*row[:-1], f"[{color}]{row[-1]}")
-        console.print(table)
+    first, *rows = next(iter(task.tables(fitted.module.model).values()))
+    table = Table(*first, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        color = "green" if row[-1] == "right" else "red"
+        table.add_row(*row[:-1], f"[{color}]{row[-1]}")
+    console.print(table)
     metrics, rate = result["metrics"], len(task.rows) * result["epochs"] / fitted.seconds
     console.print(
         f"On {metrics['words judged']:.0f} words it never saw: [bold]word error rate "

@@ -1,0 +1,45 @@
+"""Lines of text files, with errors that name the file."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+from .errors import BadInput
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a UTF-8 text, which may be compressed by gzip (`.gz`).
+
+    Raises:
+        BadInput: the file is missing, damaged, or not UTF-8.
+    """
+    if not path.is_file():
+        raise BadInput(f"{path} is no file")
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        return data.decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path} is not UTF-8: byte {error.start} cannot be read") from None
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise BadInput(f"{path} is damaged: {error}") from None
+
+
+def read_table(path: Path, columns: int) -> list[list[str]]:
+    """The rows of a table with a tab between its columns; empty lines are skipped.
+
+    Raises:
+        BadInput: as `read_lines`, or a row has another number of columns.
+    """
+    rows = []
+    for number, line in enumerate(read_lines(path), start=1):
+        if not line.strip():
+            continue
+        row = [cell.strip() for cell in line.split("\t")]
+        if len(row) != columns or not all(row):
+            raise BadInput(
+                f"{path}, line {number}: expected {columns} columns with a tab between, "
+                f"got {line!r}"
+            )
+        rows.append(row)
+    return rows

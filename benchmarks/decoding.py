@@ -1,0 +1,108 @@
+"""How fast trained encoder-decoders answer: words or sentences a second, beside torch.nn's layers.
+
+python benchmarks/decoding.py RUN...     writes results/<machine>/decoding.json and decoding.md
+
+RUNs are of g2p, inflect or translate. The same weights run in bptt's layers and in torch.nn's, the
+same code around them, in turns; outputs are compared, too.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import torch
+import typer
+from rich.progress import track
+
+from bptt.tools.bench import machine
+from bptt.tools.bench.report import machine_line, source_line, table
+from bptt.tools.bench.timing import Plain, measure
+from bptt.tools.cli.train import finished
+
+RESULTS = Path(__file__).resolve().parent / "results"
+COUNTS = (1, 200)  # inputs in a call
+BEAMS = (1, 5)
+
+
+def both(run: Path) -> tuple[Any, dict[str, Any]]:
+    """The task of a run, and its model in both implementations."""
+    task, model, _ = finished(run, None)
+    settings = task.settings
+    models = {}
+    for impl in ("bptt", "torch"):
+        task.settings = settings.model_copy(update={"impl": impl})
+        made: Any = task.build().model
+        weights = dict(zip(made.state_dict(), model.state_dict().values(), strict=True))
+        made.load_state_dict(weights)
+        models[impl] = made.eval()
+    return task, models
+
+
+def rows_of(run: Path, seconds: float) -> list[dict[str, Any]]:
+    task, models = both(run)
+    inputs = [given for given, _, _ in task.shown()]
+    made = []
+    for count in COUNTS:
+        some = (inputs * (count // len(inputs) + 1))[:count]
+        for beam in BEAMS:
+            answers = {name: task.answers(m, some, beam=beam) for name, m in models.items()}
+            same = sum(
+                ours[0].numbers == theirs[0].numbers
+                for ours, theirs in zip(answers["bptt"], answers["torch"], strict=True)
+            )
+            calls = {
+                name: Plain(lambda m=m, some=some, beam=beam: task.answers(m, some, beam=beam))
+                for name, m in models.items()
+            }
+            times = {name: median(ms) for name, ms in measure(calls, "cpu", seconds).items()}
+            made.append(
+                {
+                    "task": task.name,
+                    "model": f"{task.settings.cell}, attention {task.settings.attention}",
+                    "beam": beam,
+                    "inputs": count,
+                    "same_answers": same,
+                    **{f"{name}_per_s": 1000 * count / ms for name, ms in times.items()},
+                }
+            )
+    return made
+
+
+def text_of(content: dict[str, Any]) -> str:
+    lines = ["# Decoding", "", machine_line(content["machine"]), ""]
+    lines += [source_line(content["machine"]), ""]
+    lines += [f"- other programs took {content['other_load']:.0%} of the processor", ""]
+    lines += ["Answers a second, float32; ratio: bptt's to that of torch.nn's layers.", ""]
+    rows = [
+        [
+            r["task"], r["model"], str(r["beam"]), str(r["inputs"]), f"{r['bptt_per_s']:.0f}",
+            f"{r['torch_per_s']:.0f}", f"{r['bptt_per_s'] / r['torch_per_s']:.2f}",
+            f"{r['same_answers']} of {r['inputs']}",
+        ]
+        for r in content["rows"]
+    ]  # fmt: skip
+    head = ["task", "model", "beam", "inputs in a call", "bptt", "torch.nn", "ratio", "alike"]
+    return "\n".join([*lines, table(head, rows)]) + "\n"
+
+
+def main(
+    runs: list[Path],
+    seconds: Annotated[float, typer.Option(help="for each row")] = 4.0,
+    output: Annotated[Path, typer.Option(help="folder of results")] = RESULTS,
+) -> None:
+    torch.manual_seed(0)
+    load = machine.OtherLoad()
+    rows = [row for run in track(runs, "decoding") for row in rows_of(run, seconds)]
+    content = {"machine": machine.facts("cpu"), "other_load": load.share(), "rows": rows}
+    folder = output / machine.folder_of(content["machine"])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "decoding.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    (folder / "decoding.md").write_text(text_of(content), encoding="utf-8")
+    typer.echo(text_of(content))
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -14,6 +14,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 from typer.testing import CliRunner
 
 import trained_runs
@@ -423,6 +424,30 @@ def test_writing(runs):
     texts = [invoke("sample", run, "--count", 80, "--seed", seed).output for seed in (1, 1, 2)]
     assert len(texts[0].rstrip("\n")) <= 80
     assert texts[0] == texts[1] != texts[2]
+
+
+def test_ways_to_write(runs):
+    run, _ = runs("lm")
+    likeliest = [
+        invoke("sample", run, "--count", 30, "--seed", seed, "--prompt", "The ", *how).output
+        for seed, how in enumerate([["--top-k", 1], ["--nucleus", 1e-9], ["--temperature", 1e-4]])
+    ]
+    assert likeliest[0] == likeliest[1] == likeliest[2]
+    for option, value in (("--temperature", 0), ("--nucleus", 1.5), ("--top-k", -1)):
+        name = option.removeprefix("--").replace("-", "_")
+        assert f"{name} must be" in refused("sample", run, option, value)
+
+
+def test_a_language_model_needs_no_data(runs, tmp_path):
+    run, _ = runs("lm")
+    shutil.copytree(run, tmp_path / "run")
+    options = yaml.safe_load((run / "options.yaml").read_text())
+    options["data"] = "/nowhere"
+    (tmp_path / "run" / "options.yaml").write_text(yaml.safe_dump(options))
+    for command in (("complete", "the st"), ("sample", "--seed", 4)):
+        one, other = (invoke(command[0], r, *command[1:]) for r in (run, tmp_path / "run"))
+        assert one.exit_code == 0, one.output
+        assert one.output == other.output
 
 
 def test_typing_takes_one_step_a_key(runs):

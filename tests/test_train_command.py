@@ -433,6 +433,11 @@ def test_other_tasks_cannot_sample(runs):
     assert "cannot sample; these can: vae" in refused("sample", runs("autoencoder")[0])
 
 
+def test_how_to_write_is_for_texts(runs):
+    line = refused("sample", runs("vae")[0], "--temperature", "0.5")
+    assert "--temperature, --top-k, --nucleus are for texts, and this is a run of vae" in line
+
+
 def test_a_picture_needs_the_name_of_one(runs, tmp_path):
     run, _ = runs("vae")
     assert "expected a picture's name" in refused("sample", run, "--output", tmp_path / "a.txt")

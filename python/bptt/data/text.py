@@ -7,7 +7,7 @@ hundred thousand characters of technical English (Python's licence).
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,6 +21,9 @@ class Symbols(Protocol):
     """A vocabulary: text to numbers and back."""
 
     def __len__(self) -> int: ...
+
+    def dump(self) -> str:
+        """All of it as text, which the class's `load` takes."""
 
     def encode(self, text: str) -> Tensor:
         """int64 [N].
@@ -61,6 +64,13 @@ class Characters:
         self.characters = "".join(sorted(set(characters)))
         self.numbers = {character: i for i, character in enumerate(self.characters)}
 
+    def dump(self) -> str:
+        return self.characters
+
+    @classmethod
+    def load(cls, saved: str) -> Characters:
+        return cls(saved)
+
     def __len__(self) -> int:
         return len(self.characters)
 
@@ -80,11 +90,26 @@ class Subwords:
     Source: Sennrich, Haddow, Birch (arXiv 1508.07909).
     """
 
-    def __init__(self, text: str, size: int) -> None:
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def learn(cls, text: str, size: int) -> Subwords:
+        """The `size` most useful pieces of a text."""
         from tokenizers import ByteLevelBPETokenizer
 
-        self.tokenizer = ByteLevelBPETokenizer()
-        self.tokenizer.train_from_iterator([text], vocab_size=size, show_progress=False)
+        tokenizer = ByteLevelBPETokenizer()
+        tokenizer.train_from_iterator([text], vocab_size=size, show_progress=False)
+        return cls(tokenizer)
+
+    def dump(self) -> str:
+        return str(self.tokenizer.to_str())
+
+    @classmethod
+    def load(cls, saved: str) -> Subwords:
+        from tokenizers import Tokenizer
+
+        return cls(Tokenizer.from_str(saved))
 
     def __len__(self) -> int:
         return int(self.tokenizer.get_vocab_size())

@@ -100,13 +100,22 @@ class LmTask(Task):
         ends = [round(share * len(text)) for share in (_TRAINED, _VALIDATED)]
         parts = text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]
         self.symbols: Characters | Subwords = (
-            Characters(text) if s.symbols == "characters" else Subwords(parts[0], s.vocabulary)
+            Characters(text)
+            if s.symbols == "characters"
+            else Subwords.learn(parts[0], s.vocabulary)
         )
         self.parts = [self.symbols.encode(part) for part in parts]
         self.judged_characters = len(parts[2])
         if s.examples:
             self.parts[0] = self.parts[0][: s.examples]
         return max(1, len(self.parts[0]) // s.steps)
+
+    def vocabularies(self) -> dict[str, Any]:
+        return {"symbols": self.symbols.dump()}
+
+    def use(self, vocabularies: dict[str, Any]) -> None:
+        kind = Characters if self.settings.symbols == "characters" else Subwords
+        self.symbols = kind.load(vocabularies["symbols"])
 
     def data_name(self) -> str:
         return "Python's help topics" if self.settings.data is None else self.settings.data.name
@@ -179,10 +188,11 @@ class LmTask(Task):
 
     @torch.no_grad()
     def written(self, model: Any, count: int, prompt: str = "\n", **how: Any) -> str:
-        """`count` symbols that the model puts after a prompt.
+        """`count` symbols that the model puts after a prompt; see `search.sample` for how.
 
         Raises:
-            BadInput: the prompt is empty or holds a character that the model does not know.
+            BadInput: the prompt is empty or holds a character that the model does not know, or
+                an option is out of range.
         """
         if not prompt:
             raise BadInput("the prompt is empty: give one character or more")
@@ -190,7 +200,10 @@ class LmTask(Task):
         state = None
         if len(numbers) > 1:
             _, state = model(numbers[:-1, None])
-        drawn = search.sample(model.step, state, numbers[-1:], steps=count, **how)
+        try:
+            drawn = search.sample(model.step, state, numbers[-1:], steps=count, **how)
+        except ValueError as error:
+            raise BadInput(str(error)) from None
         return self.symbols.decode(drawn[:, 0])
 
 

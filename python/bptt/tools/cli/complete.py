@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from .refuse import refusing
-from .train import finished
+from .train import ready
 
 
 def complete(
@@ -25,7 +25,7 @@ def complete(
         from bptt.data.errors import BadInput
         from bptt.tasks.lm import LmTask, Typing
 
-        task, model, _ = finished(run, data)
+        task, model, _ = ready(run, data)
         if not isinstance(task, LmTask):
             raise BadInput(f"{run} is a run of {task.name}: `bptt train lm` makes one for this")
         typing = Typing(task.symbols, model)

@@ -154,21 +154,43 @@ def sample(
     count: Annotated[
         int, typer.Option(min=1, max=10000, help="How many; of a text, symbols.")
     ] = 64,
-    seed: Annotated[int, typer.Option(help="Of the codes that are drawn.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn by chance.")] = 0,
     data: DataOption = None,
     output: Annotated[Path, typer.Option(help="The picture to write.")] = Path("sample.png"),
+    prompt: Annotated[str, typer.Option(help="Of a text: what it begins with.")] = "",
+    temperature: Annotated[
+        float, typer.Option(help="Of a text: below 1 the likely becomes likelier.")
+    ] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Of a text: draw among so many; 0: all.")] = 0,
+    nucleus: Annotated[
+        float, typer.Option(help="Of a text: the likeliest symbols with so much probability.")
+    ] = 1.0,
 ) -> None:
-    """Draw new examples from a generative model."""
+    """Draw new examples from a generative model: a picture, or a text."""
     with refusing("sample"):
         import torch
 
         task, model, _ = _able(run, data, "sample")
         torch.manual_seed(seed)
-        drawn = task.sample(model, count)
+        how = {"temperature": temperature, "top_k": top_k, "nucleus": nucleus}
+        drawn = _drawn(task, model, count, prompt, how)
         if isinstance(drawn, str):
             typer.echo(drawn)
         else:
             save(drawn, output)
+
+
+def _drawn(task: Task, model: nn.Module, count: int, prompt: str, how: dict[str, Any]) -> Any:
+    """A text or a figure; options for texts are refused for other tasks."""
+    from bptt.data.errors import BadInput
+    from bptt.tasks.lm import LmTask
+
+    if isinstance(task, LmTask):
+        return task.written(model, count, prompt or "\n", **how)
+    if prompt or how != {"temperature": 1.0, "top_k": 0, "nucleus": 1.0}:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in ("prompt", *how))
+        raise BadInput(f"{names} are for texts, and this is a run of {task.name}")
+    return task.sample(model, count)
 
 
 def tasks() -> None:
@@ -207,7 +229,7 @@ def _able(run: Path, data: Path | None, what: str) -> tuple[Task, nn.Module, Run
     if name in NAMES and not task_class(name).can(what):
         able = ", ".join(other for other in NAMES if task_class(other).can(what))
         raise BadInput(f"{run} is a run of {name}, which cannot {what}; these can: {able}")
-    return finished(run, data)
+    return ready(run, data)
 
 
 def finished(path: Path, data: Path | None) -> tuple[Task, nn.Module, Run]:
@@ -215,6 +237,16 @@ def finished(path: Path, data: Path | None) -> tuple[Task, nn.Module, Run]:
     task, run = _task_of(path, data)
     task.prepare()
     return task, _model_of(task, run), run
+
+
+def ready(path: Path, data: Path | None) -> tuple[Task, nn.Module, Run]:
+    """As `finished`; without reading the data where the run holds what it needs of them."""
+    from bptt.train.folder import Run
+
+    run = Run(path)
+    if data is not None or not run.vocabularies.is_file():
+        return finished(path, data)
+    return *trained(path), run
 
 
 def trained(path: Path) -> tuple[Task, nn.Module]:

@@ -14,6 +14,7 @@ import torch
 from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import Sampler
 
 from bptt.data.errors import BadInput
@@ -27,6 +28,7 @@ from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task, seede
 _TRAINED, _VALIDATED = 0.85, 0.9  # where the parts of the text end
 LONGEST_WORD = 20  # characters that a suggestion may add
 _PASS = 1000  # steps of a chunk when the rest is judged
+_SHOWN, EXAMPLES = 60, 8  # symbols of a piece in a report, and how many
 
 
 class LmSettings(Settings):
@@ -150,14 +152,20 @@ class LmTask(Task):
         return Reading(model, lr=s.lr)
 
     @torch.no_grad()
-    def judge(self, model: Any) -> Judgement:
+    def surprise(self, model: Any) -> Tensor:
+        """Nats of every symbol of the test part [N], all before it read."""
         before, numbers = self.parts[1], self.parts[2]
-        _, state = model(before[:-1, None])  # what stands before is known
+        _, state = model(before[:-1, None])
         x = torch.cat([before[-1:], numbers[:-1]])
-        nats = 0.0
+        nats = []
         for a, b in zip(x.split(_PASS), numbers.split(_PASS), strict=True):
-            terms, state = model.losses(a[:, None], b[:, None], state)
-            nats += terms["entropy"].item() * len(b)
+            logits, state = model(a[:, None], state)
+            nats.append(F.cross_entropy(logits[:, 0], b, reduction="none"))
+        return torch.cat(nats)
+
+    def judge(self, model: Any) -> Judgement:
+        numbers = self.parts[2]
+        nats = self.surprise(model).double().sum().item()
         each = nats / self.judged_characters
         metrics = {
             "nats per character": each,
@@ -170,10 +178,25 @@ class LmTask(Task):
     def figures(self, model: Any) -> dict[str, Figure]:
         return {}
 
+    def glimpse(self, model: Any) -> dict[str, str]:
+        with seeded(self.settings.seed):
+            return {"at temperature 0.7": self.written(model, 120, temperature=0.7)}
+
     def tables(self, model: Any) -> dict[str, list[list[str]]]:
         with seeded(self.settings.seed):
             texts = [[self.written(model, 400, temperature=t)] for t in (1.0, 0.7)]
-        return {"Written by the model, at temperatures 1 and 0.7": [["text"], *texts]}
+        made = {"Written by the model, at temperatures 1 and 0.7": [["text"], *texts]}
+        pieces = self.parts[2].split(_SHOWN)
+        nats = [part.mean().item() for part in self.surprise(model).split(_SHOWN)]
+        rows = sorted(
+            [f"{mean:.2f}", self.symbols.decode(piece)]
+            for piece, mean in zip(pieces, nats, strict=True)
+            if len(piece) == _SHOWN
+        )
+        first = [["nats per symbol", "text"]]
+        made["What it foresees worst in the test text"] = first + rows[::-1][:EXAMPLES]
+        made["What it foresees best"] = first + rows[:EXAMPLES]
+        return made
 
     def sample(self, model: Any, count: int) -> str:
         return self.written(model, count)

@@ -42,8 +42,11 @@ class ForwardLoop {
 
   static constexpr int64_t kProjectedRows = 128;
   static constexpr int64_t kJoinedRows = 16;
+  // Rows of a whole call up to which weights stay as they lie (measured, see benchmarks/NOTES.md).
+  static constexpr int64_t kFewRows = 4;
 
   struct Scratch {
+    bool lies;       // weights are not packed
     int64_t joined;  // inputs before each hidden state: I, or 0 where they are projected ahead
     Packed<T> input, first, second, projection;
     int64_t chunk;  // steps that are projected at a time, or 0
@@ -63,7 +66,8 @@ class ForwardLoop {
     int64_t state_stride, unit_stride;
 
     Scratch(Arena& arena, const ForwardParams& p, int slices, int row_slices)
-        : joined(joins(p.sizes) ? p.sizes.inputs : 0),
+        : lies(p.sizes.steps * p.sizes.batch <= kFewRows),
+          joined(!lies && joins(p.sizes) ? p.sizes.inputs : 0),
           chunk(0),
           state_stride(joined + round_up(p.sizes.state, kLanes)),
           unit_stride(round_up(p.sizes.hidden, kLanes)) {
@@ -71,19 +75,23 @@ class ForwardLoop {
       if (s.inputs > 0 && joined == 0) {
         const int64_t enough = kProjectedRows * row_slices / (s.batch + 1) + 1;
         chunk = enough < s.steps ? enough : s.steps;
-        input = make_packed<T>(arena, s.hidden, kGates, s.inputs, slices);
+        input = make_weights<S, T>(arena, s.hidden, kGates, s.inputs, slices, lies);
         x = arena.take<T>(chunk * s.batch * s.inputs);
         gates = arena.take<S>(saves_gates(p) ? 0 : chunk * s.batch * kGates * s.hidden);
       }
       const int64_t depth = Cell::kStages == 0 ? joined : joined + s.state;
-      first = make_packed<T>(arena, s.hidden, kFirstGates, depth, slices);
+      first = make_weights<S, T>(arena, s.hidden, kFirstGates, depth, slices, lies);
       hidden[0] = arena.take<T>(s.batch * state_stride);
       hidden[1] = arena.take<T>(s.batch * state_stride);
       cell = arena.take<T>(s.batch * kCells * unit_stride);
-      if (Cell::kStages == 2) second = make_packed<T>(arena, s.hidden, 1, s.hidden, slices);
+      if (Cell::kStages == 2) {
+        second = make_weights<S, T>(arena, s.hidden, 1, s.hidden, slices, lies);
+      }
       partial = arena.take<T>(Cell::kStages == 2 ? s.batch * Cell::kSaved * unit_stride : 0);
       const bool projected = p.in.w_hr != nullptr;
-      if (projected) projection = make_packed<T>(arena, s.state, 1, s.hidden, slices);
+      if (projected) {
+        projection = make_weights<S, T>(arena, s.state, 1, s.hidden, slices, lies);
+      }
       operand = arena.take<T>(projected || Cell::kStages == 2 ? s.batch * unit_stride : 0);
       plain = arena.take<T>(kControlled ? s.batch * state_stride : 0);
       kept = arena.take<T>(p.in.control.recurrent_dropout > 0 ? s.batch * state_stride : 0);
@@ -158,6 +166,7 @@ class ForwardLoop {
   void pack() {
     const S* w = as_storage(p_.in.w_hh) + d_ * kGates * s_.hidden * s_.state;
     const int members = part_.lane_members(), index = part_.lane_index();
+    if (m_.lies) return lay(w);
     if (s_.inputs > 0) {
       const S* w_ih = as_storage(p_.w_ih) + d_ * kGates * s_.hidden * s_.inputs;
       const Packed<T>& to = m_.joined > 0 ? m_.first : m_.input;
@@ -177,6 +186,16 @@ class ForwardLoop {
       for_panels(m_.projection, members, index,
                  [&](int64_t p) { pack_rows(m_.projection, 0, w_hr, s_.hidden, p); });
     }
+  }
+
+  // As `pack`, where the weights stay as they lie.
+  void lay(const S* w) {
+    if (s_.inputs > 0) {
+      m_.input.lying = as_storage(p_.w_ih) + d_ * kGates * s_.hidden * s_.inputs;
+    }
+    if (Cell::kStages > 0) m_.first.lying = w;
+    if (Cell::kStages == 2) m_.second.lying = w + kFirstGates * s_.hidden * s_.state;
+    if (projected_) m_.projection.lying = as_storage(p_.in.w_hr) + d_ * s_.state * s_.hidden;
   }
 
   // Copies one state of this worker's rows and units between a [D, B, N] tensor and scratch.
@@ -597,7 +616,7 @@ class ForwardLoop {
   const ForwardParams p_;
   const Sizes s_;
   const Part part_;
-  const Scratch m_;
+  Scratch m_;
   const Masks masks_;
   const Control control_;
   const Math math_;

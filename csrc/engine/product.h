@@ -1,4 +1,8 @@
-// The recurrent product: rows of a small batch times weights packed into panels.
+// The recurrent product: rows of a small batch times weights packed into panels, or as they lie.
+//
+// Packing reads and writes every weight once, which pays where many rows are multiplied. A call of
+// a few rows takes the dot products of its rows with the weights' instead: each weight is read once
+// and nothing is written.
 //
 // Every element of a product is a sum of chains of fused multiply-adds, cut at places that the
 // depth alone decides, whatever the shape of the tile it is computed in. The number of workers
@@ -31,6 +35,11 @@ struct Packed {
   int64_t units;
   int gates;
   int panel_blocks;  // blocks of kLanes units in a panel
+  // Where the matrix stays as it lies: element (unit, gate, k) is lying[(gate * units + unit) *
+  // depth + k], in the type that `dots` knows.
+  const void* lying = nullptr;
+  void (*dots)(const Packed& weights, int64_t p, const T* rows, int64_t stride, int height,
+               T* tile) = nullptr;
 
   static constexpr int kLanes = Vec<T>::kLanes;
   int64_t blocks() const { return (units + kLanes - 1) / kLanes; }
@@ -148,6 +157,59 @@ void multiply_tile(const T* rows, int64_t stride, const T* panel, int64_t depth,
   }
 }
 
+// The dot products of a row with those of a matrix, one a lane; the lanes past `count` are zero.
+template <class S, class T>
+BPTT_INLINE Vec<T> dots_with_row(const S* matrix, int64_t depth, int count, const T* row) {
+  using V = Vec<T>;
+  constexpr int lanes = V::kLanes;
+  V sums[lanes];
+#pragma GCC unroll 16
+  for (int lane = 0; lane < lanes; ++lane) sums[lane] = V(T(0));
+  int64_t k = 0;
+  if (count == lanes) {
+    for (; k + lanes <= depth; k += lanes) {
+      const V x = load(row + k);
+#pragma GCC unroll 16
+      for (int lane = 0; lane < lanes; ++lane) {
+        sums[lane] = sums[lane] + x * load(matrix + lane * depth + k);
+      }
+    }
+  }
+  for (; k < depth; k += lanes) {
+    const int n = static_cast<int>(depth - k < lanes ? depth - k : lanes);
+    const V x = load(row + k, n);
+    for (int lane = 0; lane < count; ++lane) {
+      sums[lane] = sums[lane] + x * load(matrix + lane * depth + k, n);
+    }
+  }
+  transpose(sums);
+#pragma GCC unroll 4
+  for (int half = lanes / 2; half >= 1; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+  }
+  return sums[0];
+}
+
+// A tile of a product with weights of type S that stay as they lie.
+template <class S, class T>
+void dots_tile(const Packed<T>& weights, int64_t p, const T* rows, int64_t stride, int height,
+               T* tile) {
+  constexpr int lanes = Vec<T>::kLanes;
+  const int vectors = weights.blocks_in(p) * weights.gates;
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t first = (p * weights.panel_blocks + v / weights.gates) * lanes;
+    const int64_t left = weights.units - first;
+    const S* matrix = static_cast<const S*>(weights.lying) +
+                      (v % weights.gates * weights.units + first) * weights.depth;
+    for (int r = 0; r < height; ++r) {
+      store(tile + (r * vectors + v) * lanes,
+            dots_with_row(matrix, weights.depth, static_cast<int>(left < lanes ? left : lanes),
+                          rows + r * stride));
+    }
+  }
+}
+
 template <class T>
 using TileFunction = void (*)(const T*, int64_t, const T*, int64_t, T*);
 
@@ -186,6 +248,11 @@ BPTT_INLINE void multiply_panel(const Packed<T>& weights, int64_t p, const T* ro
     // Tiles of nearly equal height: 16 rows are 6 + 5 + 5 rather than 6 + 6 + 4.
     const int64_t first = begin + count * i / tiles;
     const int height = static_cast<int>(begin + count * (i + 1) / tiles - first);
+    if (weights.lying != nullptr) {
+      weights.dots(weights, p, rows + first * stride, stride, height, tile);
+      consume(first, height, tile, vectors);
+      continue;
+    }
     TileFunction<T> multiply = nullptr;
     switch (vectors) {
       case 1: multiply = tile_function<T, 1, kLayout>(height); break;

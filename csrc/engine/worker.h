@@ -91,6 +91,16 @@ Packed<T> make_packed(Arena& arena, int64_t units, int gates, int64_t depth, int
   return packed;
 }
 
+// Packed weights, or with `lies` a matrix that takes no memory of its own.
+template <class S, class T>
+Packed<T> make_weights(Arena& arena, int64_t units, int gates, int64_t depth, int slices,
+                       bool lies) {
+  if (!lies) return make_packed<T>(arena, units, gates, depth, slices);
+  Packed<T> weights{nullptr, depth, units, gates, panel_blocks<T>(units, gates, slices)};
+  weights.dots = dots_tile<S, T>;
+  return weights;
+}
+
 // Calls body(panel) for the panels that fall to part `index` of `parts`.
 template <class T, class Body>
 BPTT_INLINE void for_panels(const Packed<T>& packed, int parts, int index, Body body) {

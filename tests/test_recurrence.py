@@ -98,6 +98,21 @@ def test_every_instruction_set(cell, dtype, isa, monkeypatch):
     check(Case(cell, steps=4, batch=7, hidden=37, proj=proj, directions=2, masks="both"), dtype)
 
 
+@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@pytest.mark.parametrize(("steps", "batch"), [(1, 1), (1, 4), (2, 2), (4, 1), (5, 1)])
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_few_rows(cell, steps, batch, isa, monkeypatch):
+    """Up to four rows the weights are not packed."""
+    if isa not in _dev.instruction_sets():
+        pytest.skip(f"this machine or build has no {isa}")
+    monkeypatch.setenv("BPTT_CPU_ISA", isa)
+    proj = 19 if cell in LSTMS else 0
+    small = Case(cell, steps=steps, batch=batch, hidden=37, inputs=21, proj=proj, directions=2)
+    for dtype in DTYPES:
+        check(replace(small, masks="both"), dtype)
+    check(replace(small, hidden=150, inputs=130), F32)
+
+
 @st.composite
 def sizes(draw):
     """T, B, I and H, each from 1 to 129, whose product is bounded so that examples stay short."""

@@ -43,7 +43,7 @@ class ForwardLoop {
   static constexpr int64_t kProjectedRows = 128;
   static constexpr int64_t kJoinedRows = 16;
   // Rows of a whole call up to which weights stay as they lie (measured, see benchmarks/NOTES.md).
-  static constexpr int64_t kFewRows = 4;
+  static constexpr int64_t kFewRows = 16;
 
   struct Scratch {
     bool lies;       // weights are not packed

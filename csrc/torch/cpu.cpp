@@ -27,17 +27,6 @@ struct Options {
   std::vector<char> reverse;  // one byte a flag: std::vector<bool> has no data()
 };
 
-Dtype dtype_of(const char* op, ScalarType dtype) {
-  switch (dtype) {
-    case ScalarType::Float: return Dtype::kFloat32;
-    case ScalarType::Double: return Dtype::kFloat64;
-    case ScalarType::BFloat16: return Dtype::kBFloat16;
-    default: break;
-  }
-  STD_TORCH_CHECK(false, op, ": the cpu backend takes float32, float64 and bfloat16, got ",
-                  torch::headeronly::toString(dtype));
-}
-
 CellTraits cell_of(const char* op, const Text& backend, const Text& cell) {
   STD_TORCH_CHECK(backend.value == "cpu", op, ": backend must be \"cpu\" for CPU tensors, got \"",
                   backend.value, "\"");

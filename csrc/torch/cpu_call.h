@@ -9,6 +9,17 @@
 
 namespace bptt {
 
+inline Dtype dtype_of(const char* op, ScalarType dtype) {
+  switch (dtype) {
+    case ScalarType::Float: return Dtype::kFloat32;
+    case ScalarType::Double: return Dtype::kFloat64;
+    case ScalarType::BFloat16: return Dtype::kBFloat16;
+    default: break;
+  }
+  STD_TORCH_CHECK(false, op, ": the cpu backend takes float32, float64 and bfloat16, got ",
+                  torch::headeronly::toString(dtype));
+}
+
 inline const CpuKernels& kernels() {
   const CpuKernels* chosen = cpu_kernels();
   STD_TORCH_CHECK(chosen != nullptr,

@@ -77,6 +77,13 @@ def _load_extension() -> str | None:
 
 
 _EXTENSION_ERROR = _load_extension()
+
+
+def has_extension() -> bool:
+    """Whether the compiled part is there."""
+    return _EXTENSION_ERROR is None
+
+
 _CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 _GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 

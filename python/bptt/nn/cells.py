@@ -1,8 +1,9 @@
 """The cells RNNCell, GRUCell and LSTMCell: one time step under torch.nn's contract.
 
 One step has no loop to fuse, so cells run their equations, from the table in
-`bptt.recurrence.cells`, as ordinary PyTorch operations, whatever the backend: that is several times
-faster than setting up an engine for a single step, and every transform of PyTorch works on it.
+`bptt.recurrence.cells`, as ordinary PyTorch operations, whatever the backend: every transform of
+PyTorch works on them. Without gradients and for a few rows on a CPU a step is one call of the cpu
+backend's kernel (`bptt.calls.plain`).
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.fx.proxy import Proxy
 
 from .. import functional
-from ..calls import autocast, checks
+from ..calls import autocast, checks, plain
 from ..calls.single_step import cell_step
 from ..interop.tracing import Traced
 from ..recurrence.cells import States
@@ -38,6 +39,10 @@ class RecurrentCell(Traced, nn.RNNCellBase):
     def _step(self, input: Tensor, hx: tuple[Any, ...] | None, count: int) -> tuple[Tensor, ...]:
         """Check the arguments, then take one step; `count` states in, `count` out."""
         kind = self._kind
+        if not torch.compiler.is_compiling():
+            fused = self._fused(input, hx)
+            if fused is not None:
+                return fused
         checks.check_cell_input(kind, input)
         if hx is not None:
             checks.check_cell_state_rank(kind, hx, input.dim() == 2)
@@ -53,6 +58,27 @@ class RecurrentCell(Traced, nn.RNNCellBase):
         checks.check_cell(kind, input, hx, weights, shapes, names)
         with autocast.switched_off(device_type, dtype is not None):
             return self._equations(input, hx, *weights)
+
+    def _fused(self, input: Any, hx: tuple[Any, ...] | None) -> tuple[Tensor, ...] | None:
+        """The step by a kernel, or None where that is not possible or not faster."""
+        name = self._cell_name
+        few = type(input) is Tensor and input.dim() == 2 and len(input) <= plain.FEW_ROWS
+        if not few or torch.is_grad_enabled() or name not in plain.CELLS:
+            return None
+        states: Any = None
+        if hx is not None:
+            if any(type(state) is not Tensor for state in hx):
+                return None
+            states = tuple(state.unsqueeze(0) for state in hx)
+        has_bias = self.bias_ih is not None
+        weights = [self.weight_ih, self.weight_hh]
+        weights += [self.bias_ih, self.bias_hh] if has_bias else []
+        hx = states if name == "lstm" or states is None else states[0]
+        answer = plain.forward(name, 1, input.unsqueeze(0), hx, weights, has_bias)
+        if answer is None:
+            return None
+        last = answer[1] if name == "lstm" else (answer[1],)
+        return tuple(state[0] for state in last)
 
     def _equations(
         self, x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, *rest: Tensor

@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import PackedSequence
 from typing_extensions import Unpack
 
 from .. import functional
-from ..calls import checks
+from ..calls import checks, plain
 from ..calls.checks import Call, check_merge_mode, check_recompute
 from ..interop.tracing import Traced
 from ..options import PLAIN_OPTIONS, OptionNames, Options
@@ -116,13 +116,42 @@ class RecurrentLayer(Traced, nn.RNNBase):
                 return_cells=return_cells,
                 mask=mask,
             )
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        if not torch.compiler.is_compiling() and self._is_plain(hx):
+            bare = lengths is None and resets is None and mask is None
+            if bare and grad_norms is None and not return_cells:
+                answer = self._plain_forward(input, hx, weights)
+                if answer is not None:
+                    return answer
         call = self._call(return_cells)
         if mask is not None:
             lengths = checks.lengths_of_mask(self._kind, mask, input, lengths, self.batch_first)
-        weights = [getattr(self, name) for name in self._flat_weights_names]
         if hx is None and self.learn_initial_state:
             hx = self._initial_state(input, 3, 0 if self.batch_first else 1)
         return functional.run(call, input, hx, weights, lengths, resets, grad_norms)
+
+    def _is_plain(self, hx: Any) -> bool:
+        """Whether a call is one for `calls.plain`, as far as the layer goes."""
+        return not (
+            self.bidirectional
+            or self._has_options
+            or self._nonlinearity
+            or self.proj_size
+            or (self.dropout and self.training)
+            or (hx is None and self.learn_initial_state)
+            or self._cell_name not in plain.CELLS
+        )
+
+    def _plain_forward(self, input: Any, hx: Any, weights: Sequence[Any]) -> Any:
+        """See `calls.plain.forward`."""
+        first = self.batch_first
+        x = input
+        if first and isinstance(input, Tensor) and input.dim() == 3:
+            x = input.transpose(0, 1)
+        answer = plain.forward(self._cell_name, self.num_layers, x, hx, weights, self.bias)
+        if answer is None or not first:
+            return answer
+        return answer[0].transpose(0, 1), answer[1]
 
     def step(
         self, input: Tensor, hx: Any = None, *, resets: Tensor | None = None
@@ -155,6 +184,12 @@ class RecurrentLayer(Traced, nn.RNNBase):
         if hx is None and self.learn_initial_state:
             hx = self._initial_state(input, 2, 0)
         weights = [getattr(self, name) for name in self._flat_weights_names]
+        bare = not torch.compiler.is_compiling() and resets is None and self._is_plain(hx)
+        if bare and type(input) is Tensor and input.dim() == 2:
+            x = input.unsqueeze(0)
+            answer = plain.forward(self._cell_name, self.num_layers, x, hx, weights, self.bias)
+            if answer is not None:
+                return answer[0][0], answer[1]
         return functional.step(self._call(False), input, hx, weights, resets)
 
     def _call(self, return_cells: bool) -> Call:

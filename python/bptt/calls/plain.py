@@ -1,0 +1,92 @@
+"""The short way from a layer to its kernel: no gradients, no masks, no options, on a CPU.
+
+A call of a step or a few takes microseconds in the kernel, and arranging it in the usual way would
+take several times as long. Here one op takes the weights as torch.nn keeps them and checks them
+itself. Whatever is not quite plain, or wrong, goes the usual way, which has the words for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from ..engines import dispatch, measured
+
+CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})
+_TYPES = (Tensor, Parameter)
+_STEPS = 64  # longer calls do not notice
+# Up to so many rows the engine multiplies with weights as they lie (csrc/engine/forward.h); with
+# more it packs them first, which takes longer than a step.
+FEW_ROWS = 16
+
+
+def _undisturbed() -> bool:
+    """Whether a call is what it looks like: eager, without gradients, transforms, modes, autocast.
+
+    Also that nobody asked for another backend than the cpu's.
+    """
+    return not (
+        torch.is_grad_enabled()
+        or torch._C._len_torch_function_stack()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._is_tracing()
+        or torch.is_autocast_enabled("cpu")
+        or dispatch.forced_backend() not in ("auto", "cpu")
+        or not dispatch.has_extension()
+        or measured.rows_for("cpu")
+    )
+
+
+def _states(hx: Any, count: int, x: Tensor, layers: int, hidden: int) -> tuple[Tensor, ...] | None:
+    """The states of `count` kinds to start from, [L, B, H] each; None for other shapes."""
+    shape = (layers, x.shape[1], hidden)
+    if hx is None:
+        return (x.new_zeros(shape),) * count
+    states = (hx,) if count == 1 else hx
+    if type(states) is not tuple or len(states) != count:
+        return None
+    if any(type(state) is not Tensor or state.shape != shape for state in states):
+        return None
+    return states
+
+
+def forward(
+    cell: str, layers: int, x: Any, hx: Any, weights: Sequence[Any], has_bias: bool
+) -> tuple[Tensor, Any] | None:
+    """The output and the last states of layers of one direction; None where this is not for them.
+
+    Args:
+        cell: a name of `CELLS`.
+        layers: L.
+        x: `[T, B, I]`.
+        hx: what the user gave as initial states, or None.
+        weights: flat, as torch.nn has them.
+        has_bias: whether there are biases among them.
+    """
+    if type(x) is not Tensor or x.dim() != 3 or not 0 < x.shape[0] <= _STEPS or not x.numel():
+        return None
+    if not x.is_cpu or not _undisturbed() or any(type(w) not in _TYPES for w in weights):
+        return None
+    states = _states(hx, 2 if cell == "lstm" else 1, x, layers, weights[1].shape[-1])
+    if states is None:
+        return None
+    size = 4 if has_bias else 2
+    left: list[tuple[Tensor, ...]] = []
+    op = torch.ops.bptt.plain_forward.default
+    try:
+        for layer in range(layers):
+            start = states if layers == 1 else tuple(s[layer : layer + 1] for s in states)
+            mine = (*weights[layer * size : (layer + 1) * size], *(None,) * (4 - size))
+            x, *last = op(cell, x, *mine, start[0], start[1] if len(start) > 1 else None)
+            left.append(tuple(last[: len(states)]))
+    except RuntimeError:
+        return None  # something is wrong; the usual way says what
+    last_states = left[0] if layers == 1 else tuple(map(torch.cat, zip(*left, strict=True)))
+    return x, last_states if len(states) > 1 else last_states[0]

@@ -20,8 +20,9 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def name_of(result: dict[str, Any]) -> str:
     """A file's name: the task, the data, and what tells apart runs of one task."""
     options = result["options"]
-    parts = [result["task"], result["data"].replace(" ", "-").lower()]
-    parts += [str(options[key]) for key in ("model", "sparsity", "noise", "impl") if key in options]
+    parts = [result["task"], result["data"].replace(",", "").replace(" ", "-").lower()]
+    keys = ("model", "sparsity", "noise", "attention", "impl")
+    parts += [str(options[key]) for key in keys if key in options]
     parts += [f"code{options['code']}"] if "code" in options else []
     return "-".join(parts)
 

@@ -146,14 +146,16 @@ _GPU_SHAPES = (
 )
 _HARD = (1024, 16, 768)  # the shape on which cuDNN is at its best
 _TRAINING = ("inference", "step")
-GRIDS = ("quick", "standard", "hard-case", "full")
+GRIDS = ("quick", "standard", "hard-case", "short", "bf16", "full")
 
 
 def grid(name: str, device: str) -> list[Problem]:
     """A grid by name, for "cpu" or "cuda".
 
     quick: a few minutes at most. standard: what the README shows. hard-case: where cuDNN is at its
-    best. full: every pass, precision and size, stacks and long sequences; hours on a CPU.
+    best. short: calls of 1 to 16 steps, as decoders, policies and streams make them. bf16: the
+    shapes of standard in bfloat16. full: every pass, precision and size, stacks and long sequences;
+    hours on a CPU.
 
     Raises:
         ValueError: there is no such grid.
@@ -174,6 +176,18 @@ def grid(name: str, device: str) -> list[Problem]:
             ("LSTM", "GRU"), ("fp16", "bf16") if gpu else ("fp32",),
             (_HARD if gpu else (256, 16, 768),),
         )  # fmt: skip
+    if name == "short":
+        calls = tuple(itertools.product((1, 2, 4, 8, 16), (1, 4, 16, 64)))
+        precisions = ("bf16",) if gpu else ("fp32",)
+        sizes = [(*call, h) for call in calls for h in (64, 256, 1024)]
+        stacked = [(*call, 256) for call in calls]
+        return [
+            *product(LAYERS, precisions, sizes, passes=_TRAINING),
+            *product(LAYERS, precisions, stacked, passes=_TRAINING, depths=(2,)),
+        ]
+    if name == "bf16":
+        shapes = _GPU_SHAPES if gpu else _CPU_SHAPES
+        return product(LAYERS, ("bf16",), shapes, (1, 2), _TRAINING)
     if name == "full":
         sizes = [64, 128, 256, 512, 768, 1024, 2048] if gpu else [32, 64, 128, 256, 512]
         shapes = [(256 if gpu else 64, b, h) for h in sizes for b in (1, 16, 64, 256)]

@@ -23,7 +23,9 @@ def refuse(message: object) -> NoReturn:
 
 
 def bench(
-    grid: Annotated[str, typer.Argument(help="quick, standard, hard-case or full")] = "quick",
+    grid: Annotated[
+        str, typer.Argument(help="quick, standard, hard-case, short, bf16, full")
+    ] = "quick",
     layers: Annotated[str, typer.Option(help="RNN,GRU,LSTM: a grid of your own")] = "",
     shapes: Annotated[str, typer.Option(help="TxBxH or TxBxIxH, e.g. 100x32x128,50x1x64")] = "",
     precision: Annotated[str, typer.Option(help="fp32,tf32,fp16,bf16")] = "",

@@ -17,6 +17,7 @@ from torch import jit, nn
 from torch.nn.utils import parametrize
 
 from .nn import cells, layers
+from .nn.base import RecurrentLayer
 from .options import PLAIN_OPTIONS
 
 M = TypeVar("M", bound=nn.Module)
@@ -41,7 +42,7 @@ _EXTRAS = {
     "reset_after": True,
     "learn_initial_state": False,
 }
-_OURS = (layers.RecurrentLayer, cells.RecurrentCell)
+_OURS = (RecurrentLayer, cells.RecurrentCell)
 _RECURRENT = (nn.RNNBase, nn.RNNCellBase)
 
 

@@ -20,7 +20,7 @@ from ..calls import autocast, checks, plain
 from ..calls.single_step import cell_step
 from ..interop.tracing import Traced
 from ..recurrence.cells import States
-from .layers import Device
+from .base import Device
 
 
 class RecurrentCell(Traced, nn.RNNCellBase):

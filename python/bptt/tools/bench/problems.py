@@ -178,16 +178,15 @@ def grid(name: str, device: str) -> list[Problem]:
         )  # fmt: skip
     if name == "short":
         calls = tuple(itertools.product((1, 2, 4, 8, 16), (1, 4, 16, 64)))
-        precisions = ("bf16",) if gpu else ("fp32",)
-        sizes = [(*call, h) for call in calls for h in (64, 256, 1024)]
+        usual = ("bf16",) if gpu else ("fp32",)
+        single = [(*call, hidden) for call in calls for hidden in (64, 256, 1024)]
         stacked = [(*call, 256) for call in calls]
         return [
-            *product(LAYERS, precisions, sizes, passes=_TRAINING),
-            *product(LAYERS, precisions, stacked, passes=_TRAINING, depths=(2,)),
+            *product(LAYERS, usual, single, passes=_TRAINING),
+            *product(LAYERS, usual, stacked, passes=_TRAINING, depths=(2,)),
         ]
     if name == "bf16":
-        shapes = _GPU_SHAPES if gpu else _CPU_SHAPES
-        return product(LAYERS, ("bf16",), shapes, (1, 2), _TRAINING)
+        return product(LAYERS, ("bf16",), _GPU_SHAPES if gpu else _CPU_SHAPES, (1, 2), _TRAINING)
     if name == "full":
         sizes = [64, 128, 256, 512, 768, 1024, 2048] if gpu else [32, 64, 128, 256, 512]
         shapes = [(256 if gpu else 64, b, h) for h in sizes for b in (1, 16, 64, 256)]

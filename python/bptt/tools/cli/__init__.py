@@ -2,6 +2,7 @@
 
     bptt bench      speed beside torch.nn
     bptt check      accuracy beside torch.nn
+    bptt doctor     what is installed, what can run, and whether it is right: for a bug report
     bptt gradflow   gradients through time, vanishing and exploding
     bptt tasks      the reference models; `bptt train`, `eval`, `reconstruct`, `sample`,
                     `complete`, `translate`, `pronounce` run them

@@ -7,6 +7,7 @@ import typer
 from .bench import bench
 from .check import check
 from .complete import complete
+from .doctor import doctor
 from .gradflow import gradflow
 from .train import COMMANDS, train
 from .translate import pronounce, translate
@@ -26,6 +27,7 @@ def root() -> None:
 
 app.command("bench")(bench)
 app.command("check")(check)
+app.command("doctor")(doctor)
 app.command("gradflow")(gradflow)
 app.add_typer(train, name="train")
 app.command("complete")(complete)

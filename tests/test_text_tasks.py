@@ -143,8 +143,7 @@ def test_translating_a_sentence_and_a_file(runs, tmp_path):
     path.write_text("".join(f"{a}\n" for a, _ in pairs), encoding="utf-8")
     lines = invoke("translate", run, path).output.splitlines()
     assert len(lines) == len(pairs)
-    wanted = [re.sub(r"([,.])", r" \1", b) for _, b in pairs]
-    assert sum(a == b for a, b in zip(lines, wanted, strict=True)) >= 0.7 * len(pairs)
+    assert sum(a == b for a, (_, b) in zip(lines, pairs, strict=True)) >= 0.7 * len(pairs)
 
 
 def test_several_answers_come_best_first(runs):
@@ -336,7 +335,7 @@ def test_pieces_come_back(kind):
         numbers = pieces.encode(sentence)
         assert again.encode(sentence) == numbers
         written = pieces.decode([*numbers, END, START])
-        assert written.replace(" ", "") == sentence.lower().replace(" ", "")
+        assert written == sentence.lower()
         assert len(pieces.names(numbers)) == len(numbers)
     if kind == "words":
         assert pieces.names(pieces.encode("It's Zwei")) == ["it's", "zwei"]

@@ -7,6 +7,7 @@ it. All is in lower case.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -78,10 +79,11 @@ class Pieces:
         return list(self.tokenizer.encode(sentence).ids)
 
     def decode(self, numbers: Sequence[int]) -> str:
-        """The sentence of numbers up to the first end, words and punctuation apart by spaces."""
+        """The sentence of numbers up to the first end; what ends a clause stands at its word."""
         numbers = list(numbers)
         kept = numbers[: numbers.index(END)] if END in numbers else numbers
-        return str(self.tokenizer.decode([n for n in kept if n > UNKNOWN]))
+        text = str(self.tokenizer.decode([n for n in kept if n > UNKNOWN]))
+        return re.sub(r" ([.,;:!?])", r"\1", text)
 
     def names(self, numbers: Iterable[int]) -> list[str]:
         """Each number's piece, for pictures."""

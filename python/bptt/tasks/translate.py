@@ -111,7 +111,7 @@ class TranslateTask(PairTask[str]):
 
         pairs = self.parts.test[: self.settings.judged]
         written = [self.text(best[0]) for best in self.answers(model, [a for a, _ in pairs])]
-        bleu = BLEU(lowercase=True, force=True)  # or it warns of " ." at the ends
+        bleu = BLEU(lowercase=True)
         references = [[b for _, b in pairs]]
         found = bleu.corpus_score(written, references)
         perplexity = self.perplexity(model, pairs)

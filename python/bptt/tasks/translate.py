@@ -52,8 +52,8 @@ class TranslateTask(PairTask[str]):
     )
     metric = "BLEU and perplexity"
     anchor = "a well-known teaching repository on Multi30k, German to English"
-    minutes: ClassVar[float] = 18
-    steps: ClassVar[int] = 3600
+    minutes: ClassVar[float] = 12
+    steps: ClassVar[int] = 2400
     longest = 80  # pieces
     never = (UNKNOWN,)
     Settings = TranslateSettings

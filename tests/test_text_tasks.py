@@ -449,6 +449,13 @@ def test_a_language_model_needs_no_data(runs, tmp_path):
         assert one.output == other.output
 
 
+def test_weights_are_dropped_by_bptt_alone(tmp_path):
+    small = [*SMALL["lm"], "--examples", "20000", "--epochs", "1", "--weight-drop", "0.3"]
+    assert train("lm", tmp_path / "run", *small)["options"]["weight_drop"] == 0.3
+    line = refused("train", "lm", "--run", tmp_path / "other", *small, "--impl", "torch")
+    assert "weight_drop: torch.nn's layers have no such option" in line
+
+
 def test_typing_takes_one_step_a_key(runs):
     run, _ = runs("lm")
     task, model, _ = finished(run, None)

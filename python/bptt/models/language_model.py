@@ -38,6 +38,7 @@ class LanguageModel(nn.Module):
         cell: "rnn", "gru" or "lstm".
         layers: L.
         dropout: on embeddings, between layers and before the output.
+        weight_drop: on hidden-to-hidden weights (Merity, Keskar, Socher, arXiv 1708.02182).
         tied: the output matrix is the embedding's.
         impl: "bptt", or "torch" for torch.nn's layers.
     """
@@ -51,6 +52,7 @@ class LanguageModel(nn.Module):
         cell: Cell = "lstm",
         layers: int = 1,
         dropout: float = 0.0,
+        weight_drop: float = 0.0,
         tied: bool = True,
         impl: Impl = "bptt",
     ) -> None:
@@ -63,6 +65,7 @@ class LanguageModel(nn.Module):
             layers=layers,
             dropout=dropout if layers > 1 else 0.0,
             batch_first=False,
+            weight_drop=weight_drop,
             impl=impl,
         )
         self.dropout = nn.Dropout(dropout)

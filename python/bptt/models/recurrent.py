@@ -47,6 +47,7 @@ def recurrent(
     bidirectional: bool = False,
     dropout: float = 0.0,
     batch_first: bool = True,
+    weight_drop: float = 0.0,
     impl: Impl = "bptt",
 ) -> nn.Module:
     """A layer from [B, T, inputs] to [B, T, D * hidden], called as `layer(x, hx, lengths=lengths)`.
@@ -55,10 +56,12 @@ def recurrent(
         cell: "rnn", "gru" or "lstm".
         inputs, hidden: sizes of the input and of the hidden state.
         layers, bidirectional, dropout, batch_first: as torch.nn has them.
+        weight_drop: part of the hidden-to-hidden weights that is left out in training, an option of
+            bptt's layers.
         impl: "bptt" or "torch".
 
     Raises:
-        ValueError: an unknown cell or implementation.
+        ValueError: an unknown cell or implementation, or weight_drop with torch.nn's layers.
     """
     if cell not in LAYERS:
         raise ValueError(f"cell must be one of {', '.join(LAYERS)}, got {cell!r}")
@@ -71,7 +74,11 @@ def recurrent(
         "batch_first": batch_first,
     }
     if impl == "bptt":
-        return LAYERS[cell](inputs, hidden, **options)
+        return LAYERS[cell](inputs, hidden, **options, weight_drop=weight_drop)
+    if weight_drop:
+        raise ValueError(
+            f"weight_drop={weight_drop} needs impl='bptt': torch.nn has no such option"
+        )
     return _Packing(_TORCH_LAYERS[cell](inputs, hidden, **options))
 
 

@@ -43,6 +43,9 @@ class LmSettings(Settings):
     embedding: int = Field(64, ge=1, description="Size of the symbols' embeddings.")
     tied: bool = Field(True, description="The output matrix is that of the embeddings.")
     dropout: float = Field(0.25, ge=0, lt=1, description="Around and between the layers.")
+    weight_drop: float = Field(
+        0.0, ge=0, lt=1, description="On hidden-to-hidden weights; an option of bptt's layers."
+    )
     steps: int = Field(100, ge=1, description="Of a chunk, after which gradients stop.")
     batch: int = Field(32, ge=0, description="Parallel streams of the text, on each device.")
     lr: float = Field(4e-3, gt=0, description="Highest learning rate: it rises to it, then falls.")
@@ -139,6 +142,8 @@ class LmTask(Task):
 
     def build(self) -> Fitting:
         s = self.settings
+        if s.weight_drop and s.impl == "torch":
+            raise BadInput("weight_drop: torch.nn's layers have no such option, got impl 'torch'")
         model = LanguageModel(
             len(self.symbols),
             units=s.units,
@@ -146,6 +151,7 @@ class LmTask(Task):
             cell=s.cell,
             layers=s.layers,
             dropout=s.dropout,
+            weight_drop=s.weight_drop,
             tied=s.tied,
             impl=s.impl,
         )

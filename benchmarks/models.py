@@ -8,6 +8,7 @@ Results go to results/<machine>/models, one file a run; models.md tells about al
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ RESULTS = Path(__file__).resolve().parent / "results"
 def name_of(result: dict[str, Any]) -> str:
     """A file's name: the task, the data, and what tells apart runs of one task."""
     options = result["options"]
-    parts = [result["task"], result["data"].replace(",", "").replace(" ", "-").lower()]
+    parts = [result["task"], re.sub(r"[^a-z0-9.]+", "-", result["data"].lower())]
     keys = ("model", "sparsity", "noise", "attention", "impl")
     parts += [str(options[key]) for key in keys if key in options]
     parts += [f"code{options['code']}"] if "code" in options else []

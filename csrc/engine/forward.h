@@ -42,8 +42,9 @@ class ForwardLoop {
 
   static constexpr int64_t kProjectedRows = 128;
   static constexpr int64_t kJoinedRows = 16;
-  // Rows of a whole call up to which weights stay as they lie (measured, see benchmarks/NOTES.md).
-  static constexpr int64_t kFewRows = 16;
+  // A single step of so few rows leaves weights as they lie: four rows at a time transpose them in
+  // registers, which packing does once for all rows and steps. Sums are the same to the bit.
+  static constexpr int64_t kFewRows = 8;
 
   struct Scratch {
     bool lies;       // weights are not packed
@@ -66,7 +67,7 @@ class ForwardLoop {
     int64_t state_stride, unit_stride;
 
     Scratch(Arena& arena, const ForwardParams& p, int slices, int row_slices)
-        : lies(p.sizes.steps * p.sizes.batch <= kFewRows),
+        : lies(p.sizes.steps == 1 && p.sizes.batch <= kFewRows),
           joined(!lies && joins(p.sizes) ? p.sizes.inputs : 0),
           chunk(0),
           state_stride(joined + round_up(p.sizes.state, kLanes)),

@@ -1,8 +1,7 @@
 // The recurrent product: rows of a small batch times weights packed into panels, or as they lie.
 //
 // Packing reads and writes every weight once, which pays where many rows are multiplied. A call of
-// a few rows takes the dot products of its rows with the weights' instead: each weight is read once
-// and nothing is written.
+// a few rows reads each weight where it lies, and nothing is written.
 //
 // Every element of a product is a sum of chains of fused multiply-adds, cut at places that the
 // depth alone decides, whatever the shape of the tile it is computed in. The number of workers
@@ -36,10 +35,10 @@ struct Packed {
   int gates;
   int panel_blocks;  // blocks of kLanes units in a panel
   // Where the matrix stays as it lies: element (unit, gate, k) is lying[(gate * units + unit) *
-  // depth + k], in the type that `dots` knows.
+  // depth + k], in the type that `multiply` knows.
   const void* lying = nullptr;
-  void (*dots)(const Packed& weights, int64_t p, const T* rows, int64_t stride, int height,
-               T* tile) = nullptr;
+  void (*multiply)(const Packed& weights, int64_t p, const T* rows, int64_t stride, int height,
+                   T* tile) = nullptr;
 
   static constexpr int kLanes = Vec<T>::kLanes;
   int64_t blocks() const { return (units + kLanes - 1) / kLanes; }
@@ -157,55 +156,76 @@ void multiply_tile(const T* rows, int64_t stride, const T* panel, int64_t depth,
   }
 }
 
-// The dot products of a row with those of a matrix, one a lane; the lanes past `count` are zero.
-template <class S, class T>
-BPTT_INLINE Vec<T> dots_with_row(const S* matrix, int64_t depth, int count, const T* row) {
+// The product of some rows with one vector of units whose weights, rows of `matrix`, stay as they
+// lie: squares of them are transposed in registers. Sums are those of multiply_tile to the bit.
+template <class S, class T, int kRows>
+BPTT_INLINE void multiply_lying(const S* matrix, int64_t depth, int count, const T* rows,
+                                int64_t stride, T* out, int64_t out_stride) {
   using V = Vec<T>;
   constexpr int lanes = V::kLanes;
-  V sums[lanes];
-#pragma GCC unroll 16
-  for (int lane = 0; lane < lanes; ++lane) sums[lane] = V(T(0));
+  const int64_t chains = depth > kLongestChain ? (depth + kLongestChain - 1) / kLongestChain : 1;
   int64_t k = 0;
-  if (count == lanes) {
-    for (; k + lanes <= depth; k += lanes) {
-      const V x = load(row + k);
-#pragma GCC unroll 16
-      for (int lane = 0; lane < lanes; ++lane) {
-        sums[lane] = sums[lane] + x * load(matrix + lane * depth + k);
-      }
-    }
-  }
-  for (; k < depth; k += lanes) {
-    const int n = static_cast<int>(depth - k < lanes ? depth - k : lanes);
-    const V x = load(row + k, n);
-    for (int lane = 0; lane < count; ++lane) {
-      sums[lane] = sums[lane] + x * load(matrix + lane * depth + k, n);
-    }
-  }
-  transpose(sums);
+  for (int64_t chain = 0; chain < chains; ++chain) {
+    V sum[kRows];
 #pragma GCC unroll 4
-  for (int half = lanes / 2; half >= 1; half /= 2) {
-#pragma GCC unroll 8
-    for (int i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+    for (int r = 0; r < kRows; ++r) sum[r] = V(T(0));
+    const int64_t end = depth * (chain + 1) / chains;
+    while (k < end) {
+      const int used = static_cast<int>(end - k < lanes ? end - k : lanes);
+      V square[lanes];
+      if (count == lanes && k + lanes <= depth) {
+#pragma GCC unroll 16
+        for (int lane = 0; lane < lanes; ++lane) square[lane] = load(matrix + lane * depth + k);
+      } else {
+        for (int lane = 0; lane < lanes; ++lane) {
+          square[lane] = lane < count ? load(matrix + lane * depth + k, used) : V(T(0));
+        }
+      }
+      transpose(square);
+      if (used == lanes) {
+#pragma GCC unroll 16
+        for (int j = 0; j < lanes; ++j) {
+#pragma GCC unroll 4
+          for (int r = 0; r < kRows; ++r) sum[r] = sum[r] + V(rows[r * stride + k + j]) * square[j];
+        }
+      } else {
+        for (int j = 0; j < used; ++j) {
+#pragma GCC unroll 4
+          for (int r = 0; r < kRows; ++r) sum[r] = sum[r] + V(rows[r * stride + k + j]) * square[j];
+        }
+      }
+      k += used;
+    }
+#pragma GCC unroll 4
+    for (int r = 0; r < kRows; ++r) {
+      store(out + r * out_stride, chain == 0 ? sum[r] : load(out + r * out_stride) + sum[r]);
+    }
   }
-  return sums[0];
 }
 
 // A tile of a product with weights of type S that stay as they lie.
 template <class S, class T>
-void dots_tile(const Packed<T>& weights, int64_t p, const T* rows, int64_t stride, int height,
-               T* tile) {
+void lying_tile(const Packed<T>& weights, int64_t p, const T* rows, int64_t stride, int height,
+                T* tile) {
   constexpr int lanes = Vec<T>::kLanes;
   const int vectors = weights.blocks_in(p) * weights.gates;
+  const int64_t depth = weights.depth, row = static_cast<int64_t>(vectors) * lanes;
   for (int v = 0; v < vectors; ++v) {
     const int64_t first = (p * weights.panel_blocks + v / weights.gates) * lanes;
     const int64_t left = weights.units - first;
-    const S* matrix = static_cast<const S*>(weights.lying) +
-                      (v % weights.gates * weights.units + first) * weights.depth;
-    for (int r = 0; r < height; ++r) {
-      store(tile + (r * vectors + v) * lanes,
-            dots_with_row(matrix, weights.depth, static_cast<int>(left < lanes ? left : lanes),
-                          rows + r * stride));
+    const int count = static_cast<int>(left < lanes ? left : lanes);
+    const S* matrix =
+        static_cast<const S*>(weights.lying) + (v % weights.gates * weights.units + first) * depth;
+    T* out = tile + v * lanes;
+    int r = 0;
+    for (; r + 4 <= height; r += 4) {
+      multiply_lying<S, T, 4>(matrix, depth, count, rows + r * stride, stride, out + r * row, row);
+    }
+    for (; r + 2 <= height; r += 2) {
+      multiply_lying<S, T, 2>(matrix, depth, count, rows + r * stride, stride, out + r * row, row);
+    }
+    if (r < height) {
+      multiply_lying<S, T, 1>(matrix, depth, count, rows + r * stride, stride, out + r * row, row);
     }
   }
 }
@@ -249,7 +269,7 @@ BPTT_INLINE void multiply_panel(const Packed<T>& weights, int64_t p, const T* ro
     const int64_t first = begin + count * i / tiles;
     const int height = static_cast<int>(begin + count * (i + 1) / tiles - first);
     if (weights.lying != nullptr) {
-      weights.dots(weights, p, rows + first * stride, stride, height, tile);
+      weights.multiply(weights, p, rows + first * stride, stride, height, tile);
       consume(first, height, tile, vectors);
       continue;
     }

@@ -97,7 +97,7 @@ Packed<T> make_weights(Arena& arena, int64_t units, int gates, int64_t depth, in
                        bool lies) {
   if (!lies) return make_packed<T>(arena, units, gates, depth, slices);
   Packed<T> weights{nullptr, depth, units, gates, panel_blocks<T>(units, gates, slices)};
-  weights.dots = dots_tile<S, T>;
+  weights.multiply = lying_tile<S, T>;
   return weights;
 }
 

@@ -20,9 +20,9 @@ from ..engines import dispatch, measured
 CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})
 _TYPES = (Tensor, Parameter)
 _STEPS = 64  # longer calls do not notice
-# Up to so many rows the engine multiplies with weights as they lie (csrc/engine/forward.h); with
-# more it packs them first, which takes longer than a step.
-FEW_ROWS = 16
+# Up to so many rows the engine takes a step with weights as they lie (csrc/engine/forward.h); for
+# more it packs them first, which takes longer than the step.
+FEW_ROWS = 8
 
 
 def _undisturbed() -> bool:

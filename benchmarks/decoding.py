@@ -8,7 +8,6 @@ same code around them, in turns; outputs are compared, too.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -16,13 +15,13 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.progress import track
+from saving import RESULTS, heading, save
 
+from bptt.tasks.runs import finished
 from bptt.tools.bench import machine
-from bptt.tools.bench.report import machine_line, source_line, table
+from bptt.tools.bench.report import table
 from bptt.tools.bench.timing import Plain, measure
-from bptt.tools.cli.train import finished
 
-RESULTS = Path(__file__).resolve().parent / "results"
 COUNTS = (1, 200)  # inputs in a call
 BEAMS = (1, 5)
 
@@ -72,9 +71,7 @@ def rows_of(run: Path, seconds: float) -> list[dict[str, Any]]:
 
 
 def text_of(content: dict[str, Any]) -> str:
-    lines = ["# Decoding", "", machine_line(content["machine"]), ""]
-    lines += [source_line(content["machine"]), ""]
-    lines += [f"- other programs took {content['other_load']:.0%} of the processor", ""]
+    lines = heading("Decoding", content)
     lines += ["Answers a second, float32; ratio: bptt's to that of torch.nn's layers.", ""]
     rows = [
         [
@@ -96,12 +93,7 @@ def main(
     torch.manual_seed(0)
     load = machine.OtherLoad()
     rows = [row for run in track(runs, "decoding") for row in rows_of(run, seconds)]
-    content = {"machine": machine.facts("cpu"), "other_load": load.share(), "rows": rows}
-    folder = output / machine.folder_of(content["machine"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "decoding.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (folder / "decoding.md").write_text(text_of(content), encoding="utf-8")
-    typer.echo(text_of(content))
+    save("decoding", {"rows": rows}, load, text_of, output)
 
 
 if __name__ == "__main__":

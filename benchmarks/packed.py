@@ -8,7 +8,6 @@ memory is the most that tensors took during one call, as torch.profiler counts i
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -17,16 +16,16 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.progress import track
+from saving import RESULTS, heading, save
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import bptt
 from bptt.tools.bench import machine
 from bptt.tools.bench.memory import peak_bytes
-from bptt.tools.bench.report import machine_line, source_line, table
+from bptt.tools.bench.report import table
 from bptt.tools.bench.timing import Plain, measure
 
-RESULTS = Path(__file__).resolve().parent / "results"
 STEPS, BATCH, HIDDEN = 100, 32, 256
 
 
@@ -83,9 +82,7 @@ def row(kind: str, lengths: str, step: bool, seconds: float) -> dict[str, Any]:
 
 
 def text_of(content: dict[str, Any]) -> str:
-    lines = ["# Packed sequences", "", machine_line(content["machine"]), ""]
-    lines += [source_line(content["machine"]), ""]
-    lines += [f"- other programs took {content['other_load']:.0%} of the processor", ""]
+    lines = heading("Packed sequences", content)
     lines += [f"One layer of one direction, B = {BATCH}, I = H = {HIDDEN}, float32:", ""]
     rows = [
         [
@@ -107,12 +104,7 @@ def main(
     load = machine.OtherLoad()
     problems = [(k, n, s) for k in ("RNN", "GRU", "LSTM") for n in LENGTHS for s in (False, True)]
     rows = [row(*problem, seconds) for problem in track(problems, "packed")]
-    content = {"machine": machine.facts("cpu"), "other_load": load.share(), "rows": rows}
-    folder = output / machine.folder_of(content["machine"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "packed.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (folder / "packed.md").write_text(text_of(content), encoding="utf-8")
-    typer.echo(text_of(content))
+    save("packed", {"rows": rows}, load, text_of, output)
 
 
 if __name__ == "__main__":

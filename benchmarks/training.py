@@ -9,7 +9,6 @@ its number of batches takes. The losses of both, from equal weights, stand besid
 
 from __future__ import annotations
 
-import json
 from itertools import islice
 from pathlib import Path
 from statistics import median
@@ -18,14 +17,14 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.progress import track
+from saving import RESULTS, heading, save
 
+from bptt.tasks.runs import finished
 from bptt.tools.bench import machine
-from bptt.tools.bench.report import machine_line, source_line, table
+from bptt.tools.bench.report import table
 from bptt.tools.bench.timing import Plain, measure
-from bptt.tools.cli.train import finished
 from bptt.train.fit import loader
 
-RESULTS = Path(__file__).resolve().parent / "results"
 BATCHES = 8  # of an epoch, evenly over its lengths
 
 
@@ -55,8 +54,8 @@ class Stepping:
 
 def row_of(run: Path, seconds: float) -> dict[str, Any]:
     task, model, _ = finished(run, None)
-    task.settings = task.settings.model_copy(update={"forcing": 1.0} if "forcing" in type(
-        task.settings).model_fields else {})  # fmt: skip
+    if "forcing" in type(task.settings).model_fields:  # true symbols alone: no loop over steps
+        task.settings = task.settings.model_copy(update={"forcing": 1.0})
     train, _ = task.sets()
     torch.manual_seed(0)
     loaded = loader(task, train, shuffle=True)
@@ -82,9 +81,7 @@ def row_of(run: Path, seconds: float) -> dict[str, Any]:
 
 
 def text_of(content: dict[str, Any]) -> str:
-    lines = ["# Training", "", machine_line(content["machine"]), ""]
-    lines += [source_line(content["machine"]), ""]
-    lines += [f"- other programs took {content['other_load']:.0%} of the processor", ""]
+    lines = heading("Training", content)
     lines += [
         "Seconds of an epoch, float32, forward, backward and update; loss after eight steps:",
         "",
@@ -109,12 +106,7 @@ def main(
 ) -> None:
     load = machine.OtherLoad()
     rows = [row_of(run, seconds) for run in track(runs, "training")]
-    content = {"machine": machine.facts("cpu"), "other_load": load.share(), "rows": rows}
-    folder = output / machine.folder_of(content["machine"])
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "training.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (folder / "training.md").write_text(text_of(content), encoding="utf-8")
-    typer.echo(text_of(content))
+    save("training", {"rows": rows}, load, text_of, output)
 
 
 if __name__ == "__main__":

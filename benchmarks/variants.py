@@ -9,7 +9,6 @@ operations. Beside `compile_cell` stands a loop over the same function.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from statistics import median
 from typing import Annotated, Any
@@ -17,14 +16,14 @@ from typing import Annotated, Any
 import torch
 import typer
 from rich.progress import track
+from saving import RESULTS, heading, save
 from torch import Tensor, nn
 
 import bptt
 from bptt.tools.bench import machine
-from bptt.tools.bench.report import machine_line, source_line, table
+from bptt.tools.bench.report import table
 from bptt.tools.bench.timing import Plain, measure
 
-RESULTS = Path(__file__).resolve().parent / "results"
 STEPS, BATCH, HIDDEN = 100, 32, 256
 VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "LSTM": (bptt.LSTM, {}),
@@ -121,9 +120,7 @@ def compiled_row(batch: int, hidden: int, seconds: float) -> dict[str, Any]:
 
 
 def text_of(content: dict[str, Any]) -> str:
-    lines = ["# Variants and streams", "", machine_line(content["machine"]), ""]
-    lines += [source_line(content["machine"]), ""]
-    lines += [f"- other programs took {content['other_load']:.0%} of the processor", ""]
+    lines = heading("Variants and streams", content)
     lines += [f"Forward and backward, T = {STEPS}, B = {BATCH}, I = H = {HIDDEN}, float32:", ""]
     lines.append(
         table(
@@ -172,22 +169,14 @@ def main(
     output: Annotated[Path, typer.Option(help="folder of results")] = RESULTS,
 ) -> None:
     torch.manual_seed(0)
-    facts = machine.facts("cpu")
     # First: its compilers would count as other programs.
     compiled = [compiled_row(*sizes, seconds) for sizes in track(COMPILED, "compile_cell")]
     load = machine.OtherLoad()
     rows = [variant_row(name, seconds) for name in track(VARIANTS, "variants")]
     pairs = [(kind, hidden) for kind, sizes in STREAMED.items() for hidden in sizes]
     streams = [stream_row(*pair, seconds) for pair in track(pairs, "streams")]
-    content = {
-        "machine": facts, "other_load": load.share(), "variants": rows, "streams": streams,
-        "compiled": compiled,
-    }  # fmt: skip
-    folder = output / machine.folder_of(facts)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "variants.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    (folder / "variants.md").write_text(text_of(content), encoding="utf-8")
-    typer.echo(text_of(content))
+    measured = {"variants": rows, "streams": streams, "compiled": compiled}
+    save("variants", measured, load, text_of, output)
 
 
 if __name__ == "__main__":

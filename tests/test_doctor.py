@@ -73,3 +73,16 @@ def test_it_tells_what_a_backend_raises(monkeypatch):
 def test_of_paths_the_last_part_is_shown(value, shown, monkeypatch):
     monkeypatch.setenv("BPTT_SOMETHING", value)
     assert doctor.settings()["BPTT_SOMETHING"] == shown
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("ImportError: /home/ann/.venv/lib/_C.so: undefined symbol", "ImportError: _C.so: "),
+        (r"OSError: C:\Users\ann\bptt\_C.dll is missing", "OSError: _C.dll is missing"),
+        ("GPU kernels: 3/4 compiled, and/or none", "3/4 compiled, and/or none"),
+    ],
+)
+def test_no_folder_is_in_what_it_tells(text, masked):
+    assert masked in doctor._masked(text)
+    assert "ann" not in doctor._masked(text)

@@ -23,8 +23,8 @@ from bptt.data.errors import BadInput
 from bptt.data.pieces import UNKNOWN, Pieces
 from bptt.data.vocabulary import END, START
 from bptt.tasks import lm, task_class
+from bptt.tasks.runs import finished, ready
 from bptt.tools.cli.app import app
-from bptt.tools.cli.train import finished, trained
 from trained_runs import invoke, refused, train
 
 SMALL = {
@@ -191,7 +191,7 @@ def test_answers_need_no_data(runs, corpus, tmp_path):
     (copy / "options.yaml").write_text(options.replace(str(corpus), "/nowhere"))
     sentence = "zwei rote Hunde schlafen."
     assert invoke("translate", copy, sentence).output == invoke("translate", run, sentence).output
-    task, model = trained(copy)
+    task, model = ready(copy)[:2]
     both, _, _ = finished(run, None)
     assert task.encode_source(sentence) == both.encode_source(sentence)
     assert not model.training
@@ -400,6 +400,20 @@ def test_sigmorphon_folders(tmp_path):
     (tmp_path / "eng_dev.tsv").unlink()
     with pytest.raises(BadInput, match=r"expected one file \*_dev\.tsv, found none"):
         sigmorphon.load(tmp_path)
+
+
+def test_some_words_of_a_sigmorphon_folder(tmp_path):
+    """Letters and phonemes of every part are known, though a part is not trained on."""
+    words = [f"{a}{b}" for a in "abcde" for b in "abcde"]
+    for part, extra in (("train", "x"), ("dev", "y"), ("test", "z")):
+        lines = [f"{word}\t{' '.join(word)}\n" for word in [*words, extra]]
+        (tmp_path / f"eng_{part}.tsv").write_text("".join(lines), encoding="utf-8")
+    task = task_class("g2p")(task_class("g2p").Settings(data=tmp_path, words=20))
+    assert task.load() == 20
+    assert len(task.validation) == 26
+    assert set("abcdeyz") <= set(task.source.symbols)
+    with pytest.raises(BadInput, match="20 words or more are needed"):
+        task_class("g2p")(task_class("g2p").Settings(data=tmp_path, words=19)).load()
 
 
 # --- language models ------------------------------------------------------------------------------

@@ -20,19 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-import bptt
-
 from .attention import Decoded, Memory, State, attended
-from .recurrent import Cell, Impl
-
-_CELLS: dict[tuple[str, str], type[nn.Module]] = {
-    ("bptt", "rnn"): bptt.RNNCell,
-    ("bptt", "gru"): bptt.GRUCell,
-    ("bptt", "lstm"): bptt.LSTMCell,
-    ("torch", "rnn"): nn.RNNCell,
-    ("torch", "gru"): nn.GRUCell,
-    ("torch", "lstm"): nn.LSTMCell,
-}
+from .recurrent import Cell, Impl, recurrent_cell
 
 
 class BahdanauDecoder(nn.Module):
@@ -53,9 +42,8 @@ class BahdanauDecoder(nn.Module):
         coverage: bool = False,
     ) -> None:
         super().__init__()
-        kind = _CELLS[impl, cell]
         inputs = [embedding + hidden] + [hidden] * (layers - 1)
-        self.cells = nn.ModuleList(kind(size, hidden) for size in inputs)
+        self.cells = nn.ModuleList(recurrent_cell(cell, size, hidden, impl) for size in inputs)
         self.parts = 2 if cell == "lstm" else 1  # states of a cell
         self.query = nn.Linear(hidden, hidden, bias=False)  # W_q
         self.key = nn.Linear(hidden, hidden)  # W_a

@@ -34,7 +34,7 @@ class LuongDecoder(nn.Module):
             embedding,
             hidden,
             layers=layers,
-            dropout=dropout if layers > 1 else 0.0,
+            dropout=dropout,
             batch_first=False,
             impl=impl,
         )

@@ -33,7 +33,7 @@ class PlainDecoder(nn.Module):
             embedding + hidden,
             hidden,
             layers=layers,
-            dropout=dropout if layers > 1 else 0.0,
+            dropout=dropout,
             batch_first=False,
             impl=impl,
         )

@@ -63,7 +63,7 @@ class LanguageModel(nn.Module):
             embedding,
             units,
             layers=layers,
-            dropout=dropout if layers > 1 else 0.0,
+            dropout=dropout,
             batch_first=False,
             weight_drop=weight_drop,
             impl=impl,

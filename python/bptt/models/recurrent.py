@@ -19,6 +19,14 @@ Impl = Literal["bptt", "torch"]
 
 LAYERS = {"rnn": bptt.RNN, "gru": bptt.GRU, "lstm": bptt.LSTM}
 _TORCH_LAYERS = {"rnn": nn.RNN, "gru": nn.GRU, "lstm": nn.LSTM}
+_CELLS: dict[tuple[str, str], type[nn.Module]] = {
+    ("bptt", "rnn"): bptt.RNNCell,
+    ("bptt", "gru"): bptt.GRUCell,
+    ("bptt", "lstm"): bptt.LSTMCell,
+    ("torch", "rnn"): nn.RNNCell,
+    ("torch", "gru"): nn.GRUCell,
+    ("torch", "lstm"): nn.LSTMCell,
+}
 
 
 class _Packing(nn.Module):
@@ -55,7 +63,8 @@ def recurrent(
     Args:
         cell: "rnn", "gru" or "lstm".
         inputs, hidden: sizes of the input and of the hidden state.
-        layers, bidirectional, dropout, batch_first: as torch.nn has them.
+        layers, bidirectional, batch_first: as torch.nn has them.
+        dropout: between layers, as torch.nn has it; nothing for one layer.
         weight_drop: part of the hidden-to-hidden weights that is left out in training, an option of
             bptt's layers.
         impl: "bptt" or "torch".
@@ -63,14 +72,11 @@ def recurrent(
     Raises:
         ValueError: an unknown cell or implementation, or weight_drop with torch.nn's layers.
     """
-    if cell not in LAYERS:
-        raise ValueError(f"cell must be one of {', '.join(LAYERS)}, got {cell!r}")
-    if impl not in ("bptt", "torch"):
-        raise ValueError(f"impl must be bptt or torch, got {impl!r}")
+    _check(cell, impl)
     options: dict[str, Any] = {
         "num_layers": layers,
         "bidirectional": bidirectional,
-        "dropout": dropout,
+        "dropout": dropout if layers > 1 else 0.0,  # torch.nn warns of one that does nothing
         "batch_first": batch_first,
     }
     if impl == "bptt":
@@ -80,6 +86,19 @@ def recurrent(
             f"weight_drop={weight_drop} needs impl='bptt': torch.nn has no such option"
         )
     return _Packing(_TORCH_LAYERS[cell](inputs, hidden, **options))
+
+
+def recurrent_cell(cell: Cell, inputs: int, hidden: int, impl: Impl = "bptt") -> nn.Module:
+    """A cell from [B, inputs] and its state to its next state; see `recurrent`."""
+    _check(cell, impl)
+    return _CELLS[impl, cell](inputs, hidden)
+
+
+def _check(cell: str, impl: str) -> None:
+    if cell not in LAYERS:
+        raise ValueError(f"cell must be one of {', '.join(LAYERS)}, got {cell!r}")
+    if impl not in ("bptt", "torch"):
+        raise ValueError(f"impl must be bptt or torch, got {impl!r}")
 
 
 def last_hidden(state: Any, directions: int) -> Tensor:

@@ -91,7 +91,7 @@ class Seq2Seq(nn.Module):
             embedding,
             hidden // 2,
             layers=layers,
-            dropout=dropout if layers > 1 else 0.0,
+            dropout=dropout,
             bidirectional=True,
             batch_first=False,
             impl=impl,
@@ -199,8 +199,11 @@ class Seq2Seq(nn.Module):
             terms["coverage"] = self.coverage * again
         return terms
 
-    def _stepping(self, memory: Memory, never: Sequence[int] = ()) -> search.Step:
-        """What searches call; symbols of `never` have no probability."""
+    def _begin(
+        self, source: Tensor, lengths: Tensor, start: int, never: Sequence[int] = ()
+    ) -> tuple[search.Step, State, Tensor]:
+        """What searches go on from: step, state, symbols; those of `never` have no probability."""
+        memory, state = self.encode(source, lengths)
 
         def step(symbols: Tensor, state: State) -> tuple[Tensor, State]:
             logits, made = self.decode(memory, symbols[None], state)
@@ -208,7 +211,7 @@ class Seq2Seq(nn.Module):
                 logits[..., symbol] = -torch.inf
             return logits[0].log_softmax(-1), made.state
 
-        return step
+        return step, state, torch.full_like(source[0], start)
 
     @torch.no_grad()
     def greedy(
@@ -233,9 +236,8 @@ class Seq2Seq(nn.Module):
         Returns:
             int64 [B, U] with U at most `steps`; from a sequence's end on, ends.
         """
-        memory, state = self.encode(source, lengths)
-        first = torch.full_like(source[0], start)
-        return search.greedy(self._stepping(memory, never), state, first, end=end, steps=steps)
+        begun = self._begin(source, lengths, start, never)
+        return search.greedy(*begun, end=end, steps=steps)
 
     @torch.no_grad()
     def beams(
@@ -251,10 +253,9 @@ class Seq2Seq(nn.Module):
         never: Sequence[int] = (),
     ) -> search.Beams:
         """The `width` best outputs of each source: see `greedy` and `search.beam_search`."""
-        memory, state = self.encode(source, lengths)
-        first = torch.full_like(source[0], start)
+        step, state, first = self._begin(source, lengths, start, never)
         return search.beam_search(
-            self._stepping(memory, never),
+            step,
             chosen,
             state,
             first,
@@ -269,10 +270,8 @@ class Seq2Seq(nn.Module):
         self, source: Tensor, lengths: Tensor, *, start: int, end: int, steps: int, **how: Any
     ) -> Tensor:
         """Outputs [B, steps] drawn by chance: see `search.sample` for how."""
-        memory, state = self.encode(source, lengths)
-        first = torch.full_like(source[0], start)
-        step = self._stepping(memory)
-        return search.sample(step, state, first, steps=steps, end=end, **how).t()
+        begun = self._begin(source, lengths, start)
+        return search.sample(*begun, steps=steps, end=end, **how).t()
 
     @torch.no_grad()
     def looked(self, source: Tensor, lengths: Tensor, previous: Tensor) -> Tensor | None:

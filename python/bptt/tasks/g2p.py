@@ -54,33 +54,29 @@ class G2pTask(PairTask[str]):
     def load(self) -> int:
         s = self.settings
         self.official = s.data is not None and s.data.is_dir()
-        lexicon = self._read()
-        if s.words:
-            self.training = dict(islice(self.training.items(), s.words))
-            lexicon = {**self.training, **self.held_out}
-        if len(self.training) < LEAST_WORDS:
-            raise BadInput(f"{s.data or '--words'}: {LEAST_WORDS} words or more are needed")
+        if self.official:
+            self.training, self.checked, self.held_out = sigmorphon.load(s.data)
+            self.training = self._some(self.training)
+        else:
+            lexicon = self._some(cmudict.load(s.data))
+            self.training, self.held_out = cmudict.split(lexicon, seed=s.seed)
+            self.checked = {}
+        lexicon = {**self.training, **self.checked, **self.held_out}
         said = [p for choices in lexicon.values() for phonemes in choices for p in phonemes]
         self.source = Vocabulary((c for word in lexicon for c in word), "letter")
         self.target = Vocabulary(said if self.official else cmudict.PHONEMES, "phoneme")
         self.rows = self.table(self._pairs(self.training))
-        if self.official:
+        if self.checked:
             self.validation = self.table(self._pairs(self.checked))
         return len(self.rows)
 
-    def _read(self) -> cmudict.Lexicon:
-        """Sets the parts; returns all that letters and phonemes are taken of."""
+    def _some(self, lexicon: cmudict.Lexicon) -> cmudict.Lexicon:
+        """As many words as the settings ask for."""
         s = self.settings
-        if self.official:
-            self.training, self.checked, self.held_out = sigmorphon.load(s.data)
-            return {**self.training, **self.checked, **self.held_out}
-        lexicon = cmudict.load(s.data)
-        if s.words:
-            lexicon = dict(islice(lexicon.items(), s.words))
-        if len(lexicon) < LEAST_WORDS:
+        some = dict(islice(lexicon.items(), s.words or None))
+        if len(some) < LEAST_WORDS:
             raise BadInput(f"{s.data or '--words'}: {LEAST_WORDS} words or more are needed")
-        self.training, self.held_out = cmudict.split(lexicon, seed=s.seed)
-        return lexicon
+        return some
 
     def _pairs(self, lexicon: cmudict.Lexicon) -> list[tuple[list[int], list[int]]]:
         return [

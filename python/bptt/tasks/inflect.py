@@ -50,10 +50,10 @@ class InflectTask(PairTask[Entry]):
         if len(forms) < LEAST_FORMS:
             raise BadInput(f"{s.data or '--forms'}: {LEAST_FORMS} forms or more are needed")
         self.training, self.held_out = inflections.split(forms, s.seed)
-        letters = {c for (lemma, _), choices in forms.items() for c in (lemma, *choices)}
-        alphabet = {c for word in letters for c in word}
-        self.source = Vocabulary([*alphabet, *(tags for _, tags in forms)], "letter or tags")
-        self.target = Vocabulary(alphabet, "letter")
+        words = {word for (lemma, _), choices in forms.items() for word in (lemma, *choices)}
+        letters = set().union(*words)
+        self.source = Vocabulary([*letters, *(tags for _, tags in forms)], "letter or tags")
+        self.target = Vocabulary(letters, "letter")
         self.rows = self.table(
             [
                 (self.encode_source(entry), self.target.encode(choices[0]))

@@ -23,7 +23,7 @@ from bptt.models import search
 from bptt.models.language_model import LanguageModel, chosen, detached
 from bptt.train.fit import rank
 from bptt.train.settings import Settings
-from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task, seeded
+from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task, device_of, seeded
 
 _TRAINED, _VALIDATED = 0.85, 0.9  # where the parts of the text end
 LONGEST_WORD = 20  # characters that a suggestion may add
@@ -225,7 +225,7 @@ class LmTask(Task):
         """
         if not prompt:
             raise BadInput("the prompt is empty: give one character or more")
-        numbers = self.symbols.encode(prompt)
+        numbers = self.symbols.encode(prompt).to(device_of(model))
         state = None
         if len(numbers) > 1:
             _, state = model(numbers[:-1, None])
@@ -233,7 +233,7 @@ class LmTask(Task):
             drawn = search.sample(model.step, state, numbers[-1:], steps=count, **how)
         except ValueError as error:
             raise BadInput(str(error)) from None
-        return self.symbols.decode(drawn[:, 0])
+        return self.symbols.decode(drawn[:, 0].cpu())
 
 
 class Typing:

@@ -22,7 +22,7 @@ from bptt.data.vocabulary import END, PAD, START
 from bptt.models import Seq2Seq
 from bptt.train.fit import rank
 from bptt.train.settings import Settings
-from bptt.train.task import Batch, Fitting, Rows, Task
+from bptt.train.task import Batch, Fitting, Rows, Task, device_of
 
 EXAMPLES = 12
 _DECODED = 4096  # rows of a batch that is decoded, beams counted
@@ -189,11 +189,12 @@ class PairTask(Task, Generic[Input]):
         width = beam or self.settings.beam
         penalty = self.settings.penalty if penalty is None else penalty
         sources = pad([self.encode_source(given) for given in inputs])
+        device = device_of(model)
         found: list[list[Answer]] = [[] for _ in inputs]
         limits = {"start": START, "end": END, "steps": self.longest, "never": self.never}
         # Inputs of like length decode together: a batch takes as many steps as its longest.
         for rows in sources.lengths.argsort(stable=True).split(max(1, _DECODED // width)):
-            batch = sources.batch(rows)
+            batch = [part.to(device) for part in sources.batch(rows)]
             if width == 1:
                 numbers = model.greedy(*batch, **limits)[:, None]  # [B, 1, U]
                 scores = torch.zeros(len(rows), 1)
@@ -213,8 +214,9 @@ class PairTask(Task, Generic[Input]):
         """Where the model looks while it writes an answer and its end: [U + 1, T], or None."""
         source = pad([self.encode_source(given)])
         previous = torch.tensor([START, *answer.numbers])[:, None]
-        weights = model.looked(source.values.t(), source.lengths, previous)
-        return None if weights is None else weights[0]
+        taken = (source.values.t(), source.lengths, previous)
+        weights = model.looked(*(part.to(device_of(model)) for part in taken))
+        return None if weights is None else weights[0].cpu()
 
     def attention_figure(self, model: Any, given: Input, answer: Answer) -> Figure | None:
         """A picture of `attention`; None for a model without one."""

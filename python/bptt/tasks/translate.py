@@ -12,13 +12,12 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor
 
 from bptt.data import parallel
 from bptt.data.errors import BadInput
 from bptt.data.pieces import UNKNOWN, Pieces
 from bptt.data.vocabulary import PAD
-from bptt.train.task import Anchor, Judgement
+from bptt.train.task import Anchor, Judgement, Rows
 
 from .pairs import EXAMPLES, Answer, PairSettings, PairTask
 
@@ -77,7 +76,7 @@ class TranslateTask(PairTask[str]):
         self.validation = self._numbers(self.parts.validation)
         return len(self.rows)
 
-    def _numbers(self, pairs: parallel.Pairs) -> Any:
+    def _numbers(self, pairs: parallel.Pairs) -> Rows:
         """As a table, without what is empty or longer than `LONGEST_SOURCE`."""
         made = [(self.source.encode(a), self.target.encode(b)) for a, b in pairs]
         kept = [pair for pair in made if all(0 < len(part) <= LONGEST_SOURCE for part in pair)]
@@ -146,7 +145,9 @@ class TranslateTask(PairTask[str]):
             batch = self.collate(rows[chunk])
             source, target = batch["source"].t(), batch["target"].t()
             logits = model(source, batch["source_length"], target[:-1])[0]
-            nats += _summed(logits, target[1:])
+            nats += torch.nn.functional.cross_entropy(
+                logits.flatten(0, 1), target[1:].flatten(), ignore_index=PAD, reduction="sum"
+            ).double()
             count += int((target[1:] != PAD).sum())
         return math.exp(nats.item() / count)
 
@@ -171,11 +172,3 @@ class TranslateTask(PairTask[str]):
             "The worst of two hundred": first + ordered[:EXAMPLES],
             "The best": first + ordered[::-1][:EXAMPLES],
         }
-
-
-def _summed(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Nats of all wanted symbols, padding left out."""
-    flat = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), wanted.flatten(), ignore_index=PAD, reduction="sum"
-    )
-    return flat.double()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from .bench import machine
 KINDS = ("RNN", "GRU", "LSTM")
 # Environment variables that change what runs.
 _SETTINGS = ("BPTT_", "TORCH_", "PYTORCH_", "TRITON_", "CUDA_", "CUDNN_", "OMP_", "MKL_")
+# The folders of an absolute path, of Linux or Windows.
+_FOLDERS = re.compile(r"(?<![\w.])(?:[A-Za-z]:)?(?:[/\\][^\s/\\:'\"]+)+[/\\](?=[^\s/\\])")
 # Of the largest value: float32 against float64, TF32 where a GPU multiplies in it.
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-2}
 
@@ -46,7 +49,10 @@ def report() -> dict[str, Any]:
     devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
     return {
         "facts": {device: machine.facts(device) for device in devices},
-        "backends": [vars(status) for status in bptt.backends()],
+        "backends": [
+            {name: _masked(value) for name, value in vars(status).items()}
+            for status in bptt.backends()
+        ],
         "settings": settings(),
         "checks": [vars(check) for check in checks()],
     }
@@ -60,6 +66,11 @@ def settings() -> dict[str, str]:
 
 def _without_folders(value: str) -> str:
     return ":".join(Path(part).name if "/" in part else part for part in value.split(":"))
+
+
+def _masked(text: Any) -> Any:
+    """A text without the folders of paths in it."""
+    return _FOLDERS.sub("", text) if isinstance(text, str) else text
 
 
 def checks() -> list[Check]:
@@ -84,7 +95,7 @@ def _check(backend: str, kind: str, device: str) -> Check:
         with bptt.backend(backend):
             found = _pass(layer.to(device), x.float().to(device))
     except Exception as error:  # whatever it is, the report shall have it
-        trouble = " ".join(f"{type(error).__name__}: {error}".split())
+        trouble = _masked(" ".join(f"{type(error).__name__}: {error}".split()))
         return Check(backend, kind, float("inf"), trouble, False)
     errors = [
         ((mine.cpu().double() - their).abs().max() / their.abs().max()).item()

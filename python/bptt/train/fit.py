@@ -82,13 +82,12 @@ class Glimpses(Callback):
         self.epochs: list[dict[str, str]] = []
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if trainer.global_rank > 0 or type(self.task).glimpse is Task.glimpse:
+        if trainer.global_rank > 0:
             return
         model: Any = pl_module.model
-        training, device = model.training, pl_module.device
-        model.cpu().eval()
-        self.epochs.append(self.task.glimpse(model))
-        model.train(training).to(device)
+        training = model.training
+        self.epochs.append(self.task.glimpse(model.eval()))
+        model.train(training)
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs}

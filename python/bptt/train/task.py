@@ -129,6 +129,11 @@ class Fitting(L.LightningModule):
         }
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's weights lie, and its inputs go."""
+    return next(model.parameters()).device
+
+
 class Task(ABC):
     """One thing to train, named on the command line.
 
@@ -192,7 +197,7 @@ class Task(ABC):
         return {}
 
     def glimpse(self, model: Any) -> dict[str, str]:
-        """What the model says to a few examples, asked after each epoch for the report."""
+        """What the model says to a few examples: after each epoch, for the report."""
         return {}
 
     def vocabularies(self) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from typing import Annotated, Any
 import typer
 
 from .refuse import refusing
-from .train import ready
 
 
 def complete(
@@ -22,12 +21,11 @@ def complete(
 ) -> None:
     """Suggest how a text goes on, with probabilities: for a text, for lines, or while one types."""
     with refusing("complete"):
-        from bptt.data.errors import BadInput
-        from bptt.tasks.lm import LmTask, Typing
+        from bptt.tasks.lm import Typing
+        from bptt.tasks.runs import of_task
 
-        task, model, _ = ready(run, data)
-        if not isinstance(task, LmTask):
-            raise BadInput(f"{run} is a run of {task.name}: `bptt train lm` makes one for this")
+        task: Any
+        task, model, _ = of_task(run, data, "lm")
         typing = Typing(task.symbols, model)
         if text is not None:
             typer.echo(lines_of(typing, text, count))

@@ -30,7 +30,7 @@ def doctor(
 def _show(found: dict[str, Any]) -> None:
     from rich.table import Table
 
-    from .train import console
+    from .terminal import console
 
     screen = console()
     narrow: dict[str, Any] = {"box": None, "padding": (0, 2, 0, 0)}

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from .pictures import save
 from .refuse import refusing
+from .terminal import console
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from torch import nn
 
-    from bptt.train.folder import Run
     from bptt.train.task import Task
 
 RunArgument = Annotated[Path, typer.Argument(help="The folder of a finished run.", metavar="RUN")]
@@ -122,6 +122,7 @@ def _fit(task_class: type[Task], path: Path, options: dict[str, Any]) -> None:
 def evaluate(run: RunArgument, data: DataOption = None) -> None:
     """Judge a finished run again, on its data or on others."""
     with refusing("eval"):
+        from bptt.tasks.runs import finished
         from bptt.train import report
 
         task, model, _ = finished(run, data)
@@ -143,7 +144,9 @@ def reconstruct(
 ) -> None:
     """Show inputs beside what a model makes of them, and each one's error: its anomaly score."""
     with refusing("reconstruct"):
-        task, model, _ = _able(run, data, "reconstruct")
+        from bptt.tasks.runs import able
+
+        task, model, _ = able(run, data, "reconstruct")
         figure, lines = task.reconstruct(model, files or [])
         typer.echo("\n".join(lines))
         save(figure, output)
@@ -170,7 +173,9 @@ def sample(
     with refusing("sample"):
         import torch
 
-        task, model, _ = _able(run, data, "sample")
+        from bptt.tasks.runs import able
+
+        task, model, _ = able(run, data, "sample")
         torch.manual_seed(seed)
         how = {"temperature": temperature, "top_k": top_k, "nucleus": nucleus}
         drawn = _drawn(task, model, count, prompt, how)
@@ -217,101 +222,6 @@ def tasks() -> None:
         )
     console().print(table)
     typer.echo("`bptt train TASK --help` shows a task's options.")
-
-
-def _able(run: Path, data: Path | None, what: str) -> tuple[Task, nn.Module, Run]:
-    """As `finished`, of a task that can do `what`; found out before the data are read."""
-    from bptt.data.errors import BadInput
-    from bptt.tasks import NAMES, task_class
-    from bptt.train.folder import Run
-
-    name, _ = Run(run).read_options()
-    if name in NAMES and not task_class(name).can(what):
-        able = ", ".join(other for other in NAMES if task_class(other).can(what))
-        raise BadInput(f"{run} is a run of {name}, which cannot {what}; these can: {able}")
-    return ready(run, data)
-
-
-def finished(path: Path, data: Path | None) -> tuple[Task, nn.Module, Run]:
-    """The task of a run, its data loaded, and its model with the trained weights."""
-    task, run = _task_of(path, data)
-    task.prepare()
-    return task, _model_of(task, run), run
-
-
-def ready(path: Path, data: Path | None) -> tuple[Task, nn.Module, Run]:
-    """As `finished`; without reading the data where the run holds what it needs of them."""
-    from bptt.train.folder import Run
-
-    run = Run(path)
-    if data is not None or not run.vocabularies.is_file():
-        return finished(path, data)
-    return *trained(path), run
-
-
-def trained(path: Path) -> tuple[Task, nn.Module]:
-    """As `finished`, without the data, of a task whose run holds what it needs of them."""
-    task, run = _task_of(path, None)
-    task.use(run.read_vocabularies())
-    return task, _model_of(task, run)
-
-
-def _model_of(task: Task, run: Run) -> nn.Module:
-    model = task.build().model
-    run.load_weights(model)
-    return model.eval()
-
-
-def _task_of(path: Path, data: Path | None) -> tuple[Task, Run]:
-    from bptt.data.errors import BadInput
-    from bptt.tasks import NAMES, task_class
-    from bptt.train.folder import Run, read_settings
-
-    run = Run(path)
-    name, saved = run.read_options()
-    if name not in NAMES:
-        raise BadInput(f"{run.options} names a task {name!r} that is not here: {', '.join(NAMES)}")
-    if data is not None:
-        saved["data"] = str(data)
-    kind = task_class(name)
-    return kind(read_settings(kind.Settings, saved, str(run.options))), run
-
-
-def picture_kind(path: Path, option: str = "--output") -> str:
-    """What picture a name is of, such as "png".
-
-    Raises:
-        BadInput: of none that can be written.
-    """
-    from matplotlib.figure import Figure
-
-    from bptt.data.errors import BadInput
-
-    kind = path.suffix.removeprefix(".").lower()
-    if kind not in Figure().canvas.get_supported_filetypes():
-        raise BadInput(f"{option} {path}: expected a picture's name, such as shown.png")
-    return kind
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Writes a picture of the kind that the name says.
-
-    Raises:
-        BadInput: it says none.
-    """
-    from bptt.train.files import write
-
-    kind = picture_kind(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write(path, lambda beside: figure.savefig(beside, format=kind, dpi=120))
-    typer.echo(f"Written: {path}")
-
-
-def console() -> Any:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=max(112, console.width))
 
 
 COMMANDS: dict[str, Callable[..., None]] = {

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .pictures import picture_kind, save
 from .refuse import refusing
-from .train import console, picture_kind, save, trained
+from .terminal import console
 
 if TYPE_CHECKING:
     from bptt.tasks.pairs import Answer, PairTask
@@ -18,6 +19,9 @@ Beam = Annotated[int, typer.Option(min=1, help="Width of the search; 1 is greedy
 Best = Annotated[int, typer.Option(min=1, help="Answers to each, with scores if several.")]
 Penalty = Annotated[
     float, typer.Option(min=0, help="Power of the length that scores are divided by.")
+]
+Attention = Annotated[
+    str, typer.Option(help="Where it looks: a picture to write, or - for the terminal.")
 ]
 _SHADES = " ░▒▓█"
 
@@ -32,15 +36,15 @@ def translate(
     beam: Beam = 5,
     best: Best = 1,
     penalty: Penalty = 1.0,
-    attention: Annotated[
-        str, typer.Option(help="Where it looks: a picture to write, or - for the terminal.")
-    ] = "",
+    attention: Attention = "",
 ) -> None:
     """Translate a sentence, or each line of a file; inflect a word by a run of inflect."""
     with refusing("translate"):
         from bptt.tasks.inflect import InflectTask
+        from bptt.tasks.runs import of_task
 
-        task, model = _pairing(run, ("translate", "inflect"))
+        task: Any
+        task, model, _ = of_task(run, None, "translate", "inflect")
         lines = _lines(text)
         _check_attention(attention, len(lines), "sentence")
         inputs: list[Any] = list(lines)
@@ -59,13 +63,14 @@ def pronounce(
     beam: Beam = 5,
     best: Best = 1,
     penalty: Penalty = 1.0,
-    attention: Annotated[
-        str, typer.Option(help="Where it looks: a picture to write, or - for the terminal.")
-    ] = "",
+    attention: Attention = "",
 ) -> None:
     """Say how words are pronounced."""
     with refusing("pronounce"):
-        task, model = _pairing(run, ("g2p",))
+        from bptt.tasks.runs import of_task
+
+        task: Any
+        task, model, _ = of_task(run, None, "g2p")
         _check_attention(attention, len(words), "word")
         words = [word.lower() for word in words]
         answers = task.answers(model, words, beam=max(beam, best), penalty=penalty)
@@ -73,19 +78,6 @@ def pronounce(
             _tell(task, word, found[:best])
         if attention:
             _show(task, model, words[0], answers[0][0], attention)
-
-
-def _pairing(run: Path, names: tuple[str, ...]) -> tuple[PairTask[Any], Any]:
-    """Task and model of a run of one of these tasks."""
-    from bptt.data.errors import BadInput
-    from bptt.train.folder import Run
-
-    name, _ = Run(run).read_options()
-    if name not in names:
-        makers = " or ".join(f"`bptt train {one}`" for one in names)
-        raise BadInput(f"{run} is a run of {name}: {makers} makes one for this")
-    task, model = trained(run)
-    return task, model  # type: ignore[return-value]
 
 
 def _lines(text: str) -> list[str]:

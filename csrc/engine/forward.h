@@ -45,6 +45,7 @@ class ForwardLoop {
   // A single step of so few rows leaves weights as they lie: four rows at a time transpose them in
   // registers, which packing does once for all rows and steps. Sums are the same to the bit.
   static constexpr int64_t kFewRows = 8;
+  static_assert(kFewRows < kJoinedRows, "what lies is not joined");
 
   struct Scratch {
     bool lies;       // weights are not packed
@@ -68,7 +69,7 @@ class ForwardLoop {
 
     Scratch(Arena& arena, const ForwardParams& p, int slices, int row_slices)
         : lies(p.sizes.steps == 1 && p.sizes.batch <= kFewRows),
-          joined(!lies && joins(p.sizes) ? p.sizes.inputs : 0),
+          joined(joins(p.sizes) ? p.sizes.inputs : 0),
           chunk(0),
           state_stride(joined + round_up(p.sizes.state, kLanes)),
           unit_stride(round_up(p.sizes.hidden, kLanes)) {

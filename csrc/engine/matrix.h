@@ -19,15 +19,23 @@ class MatrixTask {
   static constexpr int64_t kAhead = 8;
   // A block of A that comes transposed is copied, as its columns may lie on a page each. An odd
   // number of cache lines between them spreads them over all sets of the cache.
-  static constexpr int64_t kCopyStride = kHeight + 64 / sizeof(T);
+  static int64_t copy_stride(int64_t height) {
+    return height + 64 / static_cast<int64_t>(sizeof(T));
+  }
+
+  // Half as high where there are few rows: what the copy takes is much beside a small product.
+  static int64_t height_of(Range rows) {
+    return rows.end - rows.begin > kHeight ? kHeight : kHeight / 2;
+  }
 
   struct Scratch {
-    T* a;  // [kDepth, kCopyStride], where A comes transposed
+    T* a;  // [depth of a block, copy_stride], where A comes transposed
     T* b;  // a block of B in panels
 
-    Scratch(Arena& arena, const MatrixParams& p, int64_t columns) {
-      a = arena.take<T>(transposed(p) ? kDepth * kCopyStride : 0);
-      b = arena.take<T>(round_up(columns, kLanes) * kDepth);
+    Scratch(Arena& arena, const MatrixParams& p, Range rows, int64_t columns) {
+      const int64_t depth = p.depth < kDepth ? p.depth : kDepth;
+      a = arena.take<T>(transposed(p) ? depth * copy_stride(height_of(rows)) : 0);
+      b = arena.take<T>(round_up(columns, kLanes) * depth);
     }
   };
 
@@ -36,6 +44,7 @@ class MatrixTask {
       : p_(params),
         rows_(cut(p_.rows, grid.rows, index / grid.columns)),
         columns_(cut_panels(p_.columns, grid.columns, index % grid.columns)),
+        height_(height_of(rows_)),
         m_(task_scratch(params, grid, index, scratch)) {}
 
   void run() const {
@@ -47,8 +56,8 @@ class MatrixTask {
       const Packed<T> b{m_.b, depth, units, 1, panel_blocks<T>(units, 1, 1)};
       const T* from = static_cast<const T*>(p_.b) + k * p_.b_stride + columns_.begin;
       for (int64_t p = 0; p < b.panels(); ++p) pack_columns(b, from, p_.b_stride, p);
-      for (int64_t r = rows_.begin; r < rows_.end; r += kHeight) {
-        const int64_t end = r + kHeight < rows_.end ? r + kHeight : rows_.end;
+      for (int64_t r = rows_.begin; r < rows_.end; r += height_) {
+        const int64_t end = r + height_ < rows_.end ? r + height_ : rows_.end;
         multiply_block(b, k, {r, end});
       }
     }
@@ -74,8 +83,9 @@ class MatrixTask {
 
   static Scratch take_scratch(Arena& arena, const MatrixParams& params, const MatrixGrid& grid,
                               int index) {
+    const Range rows = cut(params.rows, grid.rows, index / grid.columns);
     const Range columns = cut_panels(params.columns, grid.columns, index % grid.columns);
-    return Scratch(arena, params, columns.end - columns.begin);
+    return Scratch(arena, params, rows, columns.end - columns.begin);
   }
 
   static Scratch task_scratch(const MatrixParams& params, const MatrixGrid& grid, int index,
@@ -89,7 +99,7 @@ class MatrixTask {
     const T* a = static_cast<const T*>(p_.a) + rows.begin * p_.a_row_stride + k * p_.a_depth_stride;
     if (transposed(p_)) {
       copy_block(a, b.depth, rows.end - rows.begin);
-      multiply_panels<Layout::kSideBySide>(b, k, rows, m_.a, kCopyStride);
+      multiply_panels<Layout::kSideBySide>(b, k, rows, m_.a, copy_stride(height_));
     } else {
       multiply_panels<Layout::kDenseRows>(b, k, rows, a, p_.a_row_stride);
     }
@@ -101,7 +111,7 @@ class MatrixTask {
       for (int64_t r = 0; r < height; r += kLanes) {
         __builtin_prefetch(ahead + r);  // the processor itself does not see such short runs coming
         const int n = static_cast<int>(height - r < kLanes ? height - r : kLanes);
-        store(m_.a + k * kCopyStride + r, load(from + k * p_.a_depth_stride + r, n));
+        store(m_.a + k * copy_stride(height_) + r, load(from + k * p_.a_depth_stride + r, n));
       }
     }
   }
@@ -137,6 +147,7 @@ class MatrixTask {
 
   const MatrixParams p_;
   const Range rows_, columns_;
+  const int64_t height_;
   const Scratch m_;
 };
 

@@ -48,8 +48,8 @@ Plan plan_cpu(const Sizes& s, int gates, int vector, int threads, bool whole_row
 MatrixGrid plan_matrix(const MatrixParams& p, int threads) {
   const double m = static_cast<double>(p.rows), n = static_cast<double>(p.columns);
   threads = clamp(2.0 * m * n * static_cast<double>(p.depth) / kFlopsPerTeamMember, threads);
-  MatrixGrid best{threads, 1};
-  for (int rows = 1; rows <= threads; ++rows) {
+  MatrixGrid best{1, threads};  // where equal: a part of the columns takes less scratch than rows
+  for (int rows = 2; rows <= threads; ++rows) {
     const MatrixGrid grid{rows, threads / rows};
     if (grid.tasks() < best.tasks()) continue;
     if (m / grid.rows + n / grid.columns < m / best.rows + n / best.columns) best = grid;

@@ -182,17 +182,15 @@ BPTT_INLINE void multiply_lying(const S* matrix, int64_t depth, int count, const
         }
       }
       transpose(square);
-      if (used == lanes) {
+      const auto add = [&](int j) {
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) sum[r] = sum[r] + V(rows[r * stride + k + j]) * square[j];
+      };
+      if (used == lanes) {  // squares stay in registers where the compiler can count to the end
 #pragma GCC unroll 16
-        for (int j = 0; j < lanes; ++j) {
-#pragma GCC unroll 4
-          for (int r = 0; r < kRows; ++r) sum[r] = sum[r] + V(rows[r * stride + k + j]) * square[j];
-        }
+        for (int j = 0; j < lanes; ++j) add(j);
       } else {
-        for (int j = 0; j < used; ++j) {
-#pragma GCC unroll 4
-          for (int r = 0; r < kRows; ++r) sum[r] = sum[r] + V(rows[r * stride + k + j]) * square[j];
-        }
+        for (int j = 0; j < used; ++j) add(j);
       }
       k += used;
     }

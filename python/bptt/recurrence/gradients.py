@@ -145,9 +145,8 @@ def loop_gradients(
             where the forward pass left it out.
     """
     spec, rows = CELLS[config.cell], config.rows
-    config, loop = spread(config, loop)
     if spec.saved and kept[1].dim() == 1:
-        kept = (kept[0], rebuilt_gates(config, loop, kept), kept[2])
+        kept = (kept[0], rebuilt_gates(*spread(config, loop), kept), kept[2])
     dgates_x, dgates_h, dh0, dc0, dw_unit, operand, dh = torch.ops.bptt.recurrence_backward(
         config.backend,
         config.cell,
@@ -176,12 +175,13 @@ def loop_gradients(
     rows_x = dgates_x.reshape(steps, batch, directions, gates * hidden)
     rows_h = dgates_h.reshape(rows_x.shape)
     grads = {"gates_x": dgates_x, "h0": dh0, "c0": dc0}
-    if "x" in needed:
+    if rows is not None:
+        grads |= _of_packed_input(rows_x, rows, loop, needed)
+    elif "x" in needed:
         w_ih = loop.w_ih.reshape(directions * gates * hidden, -1)
         dx = _product(rows_x.reshape(steps * batch, directions * gates * hidden), w_ih)
-        dx = dx.reshape(steps, batch, w_ih.shape[1])
-        grads["x"] = dx if rows is None else rows.gather(dx)
-    if "w_ih" in needed:
+        grads["x"] = dx.reshape(steps, batch, w_ih.shape[1])
+    if rows is None and "w_ih" in needed:
         x = loop.x.unsqueeze(2).expand(*rows_x.shape[:3], loop.x.shape[-1])
         grads["w_ih"] = _outer_sum(rows_x, x, groups)
     if "w_hh" in needed:
@@ -206,6 +206,30 @@ def loop_gradients(
         per_group = dw_unit.reshape(groups, batch // groups, *loop.w_unit.shape).sum(1)
         grads["w_unit"] = per_group.to(loop.w_unit.dtype)
     return {name: grads[name] for name in needed}
+
+
+def _of_packed_input(
+    rows_x: Tensor, rows: Rows, loop: LoopInputs, needed: Sequence[str]
+) -> dict[str, Tensor]:
+    """Gradients of x `[N, I]` and of w_ih, out of those of the gates `[T, B, D, M]`.
+
+    Neither the padded x nor all rows of the gates' gradients are there at a time.
+    """
+    grads: dict[str, Tensor] = {}
+    w_ih = loop.w_ih.reshape(-1, loop.w_ih.shape[2])  # [D * M, I]
+    dx: list[Tensor] = []
+    dw_ih: Sequence[Any] = [None] * len(loop.w_ih)
+    for part, mine in rows.parts(rows_x):  # [n, D, M]
+        if "x" in needed:
+            dx.append(_product(mine.flatten(1), w_ih))
+        if "w_ih" in needed:
+            x = loop.x[part]
+            dw_ih = [_product(mine[:, d].t(), x, dw) for d, dw in enumerate(dw_ih)]
+    if "x" in needed:
+        grads["x"] = torch.cat(dx)
+    if "w_ih" in needed:
+        grads["w_ih"] = _stacked(list(dw_ih))
+    return grads
 
 
 def rebuilt_gates(config: Config, loop: LoopInputs, kept: Sequence[Tensor]) -> Tensor:

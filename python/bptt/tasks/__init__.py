@@ -21,6 +21,9 @@ _CLASSES = {
     "inflect": "inflect.InflectTask",
     "translate": "translate.TranslateTask",
     "lm": "lm.LmTask",
+    "classify-series": "classify.ClassifySeriesTask",
+    "classify-images": "classify.ClassifyImagesTask",
+    "classify-texts": "classify.ClassifyTextsTask",
 }
 
 NAMES = tuple(_CLASSES)

@@ -5,15 +5,22 @@ Models here are tiny and train for seconds; each has to beat a guess.
 
 from __future__ import annotations
 
+import csv
+import json
+
 import numpy as np
 import pytest
 import torch
 
 import trained_runs
+from bptt.data.chorales import load_chorales
 from bptt.data.errors import BadInput
+from bptt.data.tagged import load_tagged
 from bptt.data.topics import load_topics
 from bptt.models.classifier import FlatClassifier, SequenceClassifier
-from trained_runs import refused, train
+from bptt.models.music import MusicModel
+from bptt.tasks.tag import told_later
+from trained_runs import invoke, refused, train
 
 
 @pytest.fixture(autouse=True)
@@ -62,13 +69,51 @@ def reviews(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory, waves, reviews):
+def scales(tmp_path_factory):
+    """Two voices that climb, one key apart at each step, and begin anywhere."""
+    generator = np.random.default_rng(0)
+    pieces = {
+        part: [
+            [
+                [int(first) + t % 8, int(first) + 12 + t % 8]
+                for t in range(generator.integers(5, 20))
+            ]
+            for first in generator.integers(40, 60, count)
+        ]
+        for part, count in (("train", 80), ("valid", 10), ("test", 10))
+    }
+    path = tmp_path_factory.mktemp("scales") / "scales.json"
+    path.write_text(json.dumps(pieces))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tagged(tmp_path_factory):
+    """Words of letters, and "saw", which is a noun before a full stop and a verb before a word."""
+    generator = np.random.default_rng(0)
+    nouns, lines = ["dogs", "cats", "birds", "trees", "hills"], []
+    for _ in range(400):
+        one, other = generator.choice(nouns, 2)
+        saw = "saw/v" if generator.integers(2) else "saw/n"
+        rest = f"{other}/n ./w" if saw == "saw/v" else "./w"
+        lines.append(f"the/d {one}/n {saw} {rest}\n")
+    path = tmp_path_factory.mktemp("tagged") / "tagged.txt"
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, waves, reviews, scales, tagged):
     options = {
         "classify-series": ["--data", waves, "--epochs", "12", "--units", "16", "--lr", "0.02"],
         "classify-images": ["--epochs", "6", "--units", "32", "--layers", "1", "--lr", "0.01"],
         "classify-texts": ["--data", reviews, "--epochs", "8", "--units", "16", "--lr", "0.02"]
         + ["--embedding", "16", "--dropout", "0.1"],
     }
+    options["music"] = ["--data", scales, "--epochs", "60", "--units", "32", "--lr", "0.02"]
+    options["music"] += ["--dropout", "0", "--transpose", "0"]
+    options["tag"] = ["--data", tagged, "--epochs", "8", "--units", "16", "--lr", "0.02"]
+    options["tag"] += ["--embedding", "16", "--batch", "16", "--dropout", "0.1"]
     return trained_runs.Runs(tmp_path_factory.mktemp("runs"), options)
 
 
@@ -147,3 +192,108 @@ def test_r8_is_read_where_it_is_installed():
     except BadInput as error:
         pytest.skip(str(error))
     assert (len(topics.train), len(topics.test), len(topics.classes)) == (5485, 2189, 8)
+
+
+# --- many to many, and one to many: music ---------------------------------------------------------
+
+
+def test_music_is_learnt(runs):
+    run, result = runs("music")
+    guess = result["anchors"][0]["bound"]
+    assert result["metrics"]["nats of a step"] < 0.6 * guess
+    trained_runs.check_report(run, result)
+    trained_runs.check_judged_again(run, result)
+
+
+def test_a_piece_is_composed_from_its_first_chord(runs, tmp_path):
+    run, _ = runs("music")
+    told = invoke("sample", run, "--count", 16, "--output", tmp_path / "piece.png")
+    assert told.exit_code == 0, told.output
+    model = MusicModel(88, units=8).eval()
+    chord = torch.zeros(88, dtype=torch.bool)
+    chord[[30, 34]] = True
+    piece = model.compose(chord, 12)
+    assert piece.shape == (12, 88)
+    assert torch.equal(piece[0], chord)
+
+
+def test_music_moves_whole():
+    model = MusicModel(88, transpose=5).train()
+    x = torch.zeros(40, 6, 88)
+    x[:, torch.arange(6), 30 + torch.arange(6)] = 1
+    moved = model._moved(x)
+    shifts = moved[:, 0].argmax(1) - 30
+    assert set(shifts.tolist()) == set(range(-5, 6))
+    for one, shift in zip(moved, shifts.tolist(), strict=True):
+        assert torch.equal(one, x[0].roll(shift, 1))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("[1]", "expected lists of pieces under train, valid and test"),
+        ("{", "is no JSON file"),
+        ('{"train": [], "valid": [], "test": []}', "train: expected a list of pieces"),
+        ('{"train": [[[60]]], "valid": [], "test": []}', "piece 0 is no list of two steps"),
+        ('{"train": [[[60], [5]]], "valid": [], "test": []}', "piece 0, step 1: expected MIDI"),
+    ],
+)
+def test_bad_music_is_named(content, message, tmp_path):
+    (tmp_path / "music.json").write_text(content)
+    with pytest.raises(BadInput, match=message.replace("[", r"\[")):
+        load_chorales(tmp_path / "music.json")
+    assert "--data is needed" in refused("train", "music", "--run", tmp_path / "r")
+
+
+# --- many to many, aligned: tags ------------------------------------------------------------------
+
+
+def test_tags_are_learnt(runs, tagged, tmp_path):
+    run, result = runs("tag")
+    assert result["metrics"]["accuracy"] > 0.99
+    trained_runs.check_report(run, result)
+    trained_runs.check_judged_again(run, result)
+    # One direction cannot know what follows.
+    assert told_later(load_tagged(tagged).train) == {"saw"}
+    one_way = ["--data", tagged, "--epochs", "8", "--units", "16", "--lr", "0.02"]
+    one_way += ["--no-bidirectional", "--batch", "16"]
+    blind = train("tag", tmp_path / "run", *one_way)["metrics"]
+    assert blind["where what follows tells"] < 0.7
+    assert result["metrics"]["where what follows tells"] > 0.99
+
+
+@pytest.mark.parametrize("kind", ["csv", "json"])
+def test_tagging_a_text(kind, runs, tmp_path):
+    run, _ = runs("tag")
+    output = tmp_path / f"tags.{kind}"
+    told = invoke("tag", run, "the wugs saw dogs .", "--output", output)
+    assert told.exit_code == 0, told.output
+    read = (
+        json.loads(output.read_text())
+        if kind == "json"
+        else list(csv.DictReader(output.read_text().splitlines()))
+    )
+    assert [row["word"] for row in read] == ["the", "wugs", "saw", "dogs", "."]
+    assert [row["tag"] for row in read][2:] == ["v", "n", "w"]
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("", [], "there is no text"),
+        ("a b", ["--output", "tags.txt"], "expected a name that ends in .json or .csv"),
+    ],
+)
+def test_bad_texts_for_tags_are_named(text, options, message, runs):
+    run, _ = runs("tag")
+    assert message in refused("tag", run, text, *options)
+
+
+def test_bad_tags_are_named(tmp_path):
+    path = tmp_path / "tags.txt"
+    path.write_text("a/n b/v\n" * 5)
+    with pytest.raises(BadInput, match="20 lines or more are needed, got 5"):
+        load_tagged(path)
+    path.write_text("a/n b/v\n" * 30 + "a b/v\n")
+    with pytest.raises(BadInput, match="line 31: expected words as word/tag, got 'a'"):
+        load_tagged(path)

@@ -238,8 +238,8 @@ def test_forcing_falls_in_a_straight_line(corpus):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("translate", "translate", ""), "nothing to translate in ''"),
-        (("translate", "translate", "  \n"), "nothing to translate"),
+        (("translate", "translate", ""), "there is no text in ''"),
+        (("translate", "translate", "  \n"), "there is no text in"),
         (("translate", "translate", "ein Hund", "--attention", "a.txt"), "--attention a.txt"),
         (("translate", "inflect", "dog"), "a word and tags such as"),
         (("translate", "inflect", "dog N;XX"), "unknown letter or tags 'N;XX'"),

@@ -25,6 +25,22 @@ def read_lines(path: Path) -> list[str]:
         raise BadInput(f"{path} is damaged: {error}") from None
 
 
+def lines_of(text: str) -> list[str]:
+    """The lines of a file, or the text itself where it names none.
+
+    Raises:
+        BadInput: as `read_lines`, or a line is empty.
+    """
+    path = Path(text)
+    lines = read_lines(path) if len(text) < 256 and path.is_file() else [text]
+    if not any(line.strip() for line in lines):
+        raise BadInput(f"there is no text in {text!r}")
+    empty = [i for i, line in enumerate(lines, start=1) if not line.strip()]
+    if empty:
+        raise BadInput(f"{path}, line {empty[0]} is empty")
+    return lines
+
+
 def read_table(path: Path, columns: int) -> list[list[str]]:
     """The rows of a table with a tab between its columns; empty lines are skipped.
 

@@ -31,6 +31,9 @@ class Vocabulary:
     def __len__(self) -> int:
         return len(self.symbols) + _RESERVED
 
+    def __contains__(self, symbol: str) -> bool:
+        return symbol in self._index
+
     def encode(self, symbols: Iterable[str]) -> list[int]:
         """Indices of `symbols`, without start and end.
 

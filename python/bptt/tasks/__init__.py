@@ -24,6 +24,8 @@ _CLASSES = {
     "classify-series": "classify.ClassifySeriesTask",
     "classify-images": "classify.ClassifyImagesTask",
     "classify-texts": "classify.ClassifyTextsTask",
+    "music": "music.MusicTask",
+    "tag": "tag.TagTask",
 }
 
 NAMES = tuple(_CLASSES)

@@ -9,6 +9,7 @@ from .check import check
 from .complete import complete
 from .doctor import doctor
 from .gradflow import gradflow
+from .tag import tag
 from .train import COMMANDS, train
 from .translate import pronounce, translate
 
@@ -31,6 +32,7 @@ app.command("doctor")(doctor)
 app.command("gradflow")(gradflow)
 app.add_typer(train, name="train")
 app.command("complete")(complete)
+app.command("tag")(tag)
 app.command("translate")(translate)
 app.command("pronounce")(pronounce)
 for name, command in COMMANDS.items():

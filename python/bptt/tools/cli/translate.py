@@ -40,12 +40,13 @@ def translate(
 ) -> None:
     """Translate a sentence, or each line of a file; inflect a word by a run of inflect."""
     with refusing("translate"):
+        from bptt.data.lines import lines_of
         from bptt.tasks.inflect import InflectTask
         from bptt.tasks.runs import of_task
 
         task: Any
         task, model, _ = of_task(run, None, "translate", "inflect")
-        lines = _lines(text)
+        lines = lines_of(text)
         _check_attention(attention, len(lines), "sentence")
         inputs: list[Any] = list(lines)
         if isinstance(task, InflectTask):
@@ -78,21 +79,6 @@ def pronounce(
             _tell(task, word, found[:best])
         if attention:
             _show(task, model, words[0], answers[0][0], attention)
-
-
-def _lines(text: str) -> list[str]:
-    """The lines of a file, or the text itself."""
-    from bptt.data.errors import BadInput
-    from bptt.data.lines import read_lines
-
-    path = Path(text)
-    lines = read_lines(path) if len(text) < 256 and path.is_file() else [text]
-    if not any(line.strip() for line in lines):
-        raise BadInput(f"there is nothing to translate in {text!r}")
-    empty = [i for i, line in enumerate(lines, start=1) if not line.strip()]
-    if empty:
-        raise BadInput(f"{path}, line {empty[0]} is empty")
-    return lines
 
 
 def _check_attention(where: str, count: int, what: str) -> None:

@@ -6,6 +6,7 @@ Models here are tiny and train for seconds; each has to beat a guess.
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 
 import numpy as np
@@ -19,6 +20,7 @@ from bptt.data.tagged import load_tagged
 from bptt.data.topics import load_topics
 from bptt.models.classifier import FlatClassifier, SequenceClassifier
 from bptt.models.music import MusicModel
+from bptt.models.recogniser import Listening, Recogniser, collapsed
 from bptt.tasks.tag import told_later
 from trained_runs import invoke, refused, train
 
@@ -297,3 +299,115 @@ def test_bad_tags_are_named(tmp_path):
     path.write_text("a/n b/v\n" * 30 + "a b/v\n")
     with pytest.raises(BadInput, match="line 31: expected words as word/tag, got 'a'"):
         load_tagged(path)
+
+
+# --- speech ---------------------------------------------------------------------------------------
+
+
+def tone(digit, generator, samples=1600):
+    """A "digit": a tone of its own, louder in the middle."""
+    time = np.arange(samples) / 8000
+    wave = np.sin(2 * np.pi * (300 + 250 * digit) * time) * np.hanning(samples)
+    return 0.5 * wave + 0.01 * generator.standard_normal(samples)
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    soundfile = pytest.importorskip("soundfile", reason="the package soundfile is not installed")
+    pytest.importorskip("librosa", reason="the package librosa is not installed")
+    folder, generator = tmp_path_factory.mktemp("recordings"), np.random.default_rng(0)
+    for digit in range(10):
+        for take in range(40):
+            wave = tone(digit, generator, int(generator.integers(1000, 2000)))
+            soundfile.write(folder / f"{digit}_ann_{take}.wav", wave, 8000)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def speech_run(recordings, tmp_path_factory):
+    run = tmp_path_factory.mktemp("speech") / "run"
+    options = ["--data", recordings, "--epochs", "8", "--units", "32", "--layers", "1"]
+    options += ["--strings", "300", "--batch", "16", "--lr", "0.02", "--dropout", "0.2"]
+    return run, train("digits", run, *options)
+
+
+def test_digits_are_heard(speech_run):
+    run, result = speech_run
+    assert result["metrics"]["accuracy"] > 0.5  # a guess is 0.1
+    assert result["metrics"]["digit error rate in rows of several"] < 0.6
+    trained_runs.check_report(run, result)
+    trained_runs.check_judged_again(run, result)
+
+
+def test_chunk_by_chunk_is_the_whole(recordings):
+    torch.manual_seed(0)
+    model = Recogniser(10, units=16, layers=2).double().eval()
+    sound = torch.randn(5000, dtype=torch.float64)
+    features = model.features(sound)
+    whole = model(features[None])[0][0]
+    heard = model.hear(features[None], torch.tensor([len(features)]))[0]
+    for size in (1, 79, 80, 333, 5000):
+        listening, parts = Listening(model), []
+        listening.rest = listening.rest.double()
+        pieces = [listening.feed(chunk) for chunk in sound.split(size)]
+        assert [one for piece in pieces for one in piece] == heard
+        state, parts = None, []
+        for part in features.split(size):
+            log_p, state = model(part[None], None, state)
+            parts.append(log_p[0])
+        torch.testing.assert_close(torch.cat(parts), whole)
+    with pytest.raises(ValueError, match="two directions"):
+        Listening(Recogniser(10, bidirectional=True))
+
+
+def test_transcribing_files(speech_run, recordings, tmp_path):
+    import soundfile
+
+    run, _ = speech_run
+    generator = np.random.default_rng(1)
+    wave = np.concatenate([tone(digit, generator) for digit in (2, 7, 0)])
+    both = np.repeat(wave, 2)  # at 16 kHz
+    soundfile.write(tmp_path / "stereo.wav", np.stack([both, both], 1), 16000)
+    soundfile.write(tmp_path / "mono.wav", wave, 8000)
+    output, heard = tmp_path / "heard.json", []
+    for options in ([], ["--stream"]):
+        files = [tmp_path / "mono.wav", tmp_path / "stereo.wav"]
+        told = invoke("transcribe", run, *files, *options, "--output", output)
+        assert told.exit_code == 0, told.output
+        heard.append([row["digits"] for row in json.loads(output.read_text())])
+    assert heard[0] == heard[1]
+    assert set(heard[0][0]) & set("270")
+
+
+@pytest.mark.parametrize(
+    ("samples", "message"),
+    [(0, "is empty"), (50, "holds 50 samples: 200 or more"), (None, "cannot be read as sound")],
+)
+def test_bad_sounds_are_named(samples, message, speech_run, tmp_path):
+    import soundfile
+
+    path = tmp_path / "bad.wav"
+    if samples is None:
+        path.write_bytes(b"no sound")
+    else:
+        soundfile.write(path, np.zeros(samples), 8000)
+    assert message in refused("transcribe", speech_run[0], path)
+    assert "is no file" in refused("transcribe", speech_run[0], tmp_path / "none.wav")
+
+
+def test_a_folder_without_takes_is_refused(tmp_path):
+    line = refused("train", "digits", "--run", tmp_path / "r", "--data", tmp_path)
+    assert "holds nothing for train, validation, test" in line
+    assert "--data is needed" in refused("train", "digits", "--run", tmp_path / "r")
+
+
+def test_the_loss_is_that_of_all_paths():
+    """Against every path of a short sequence."""
+    torch.manual_seed(0)
+    model = Recogniser(2, bands=4, units=8, layers=1).double()
+    features, labels = torch.randn(1, 4, 4, dtype=torch.float64), torch.tensor([[1, 2]])
+    log_p = model(features)[0][0]
+    paths = [p for p in itertools.product(range(3), repeat=4) if collapsed(list(p))[0] == [1, 2]]
+    total = torch.stack([sum(log_p[t, s] for t, s in enumerate(p)) for p in paths]).logsumexp(0)
+    loss = model.losses(features, torch.tensor([4]), labels, torch.tensor([2]))["ctc"]
+    torch.testing.assert_close(loss, -total / 2)

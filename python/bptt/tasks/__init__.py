@@ -26,6 +26,7 @@ _CLASSES = {
     "classify-texts": "classify.ClassifyTextsTask",
     "music": "music.MusicTask",
     "tag": "tag.TagTask",
+    "digits": "digits.DigitsTask",
 }
 
 NAMES = tuple(_CLASSES)

@@ -11,6 +11,7 @@ from .doctor import doctor
 from .gradflow import gradflow
 from .tag import tag
 from .train import COMMANDS, train
+from .transcribe import transcribe
 from .translate import pronounce, translate
 
 app = typer.Typer(
@@ -33,6 +34,7 @@ app.command("gradflow")(gradflow)
 app.add_typer(train, name="train")
 app.command("complete")(complete)
 app.command("tag")(tag)
+app.command("transcribe")(transcribe)
 app.command("translate")(translate)
 app.command("pronounce")(pronounce)
 for name, command in COMMANDS.items():

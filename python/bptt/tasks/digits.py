@@ -33,11 +33,11 @@ class DigitsSettings(Settings):
     layers: int = Field(2, ge=1, description="Recurrent layers on top of each other.")
     units: int = Field(128, ge=1, description="Hidden state, of each direction.")
     bidirectional: bool = Field(
-        False, description="The layers read both ways; then they cannot listen chunk by chunk."
+        True, description="The layers read both ways; without, they can listen chunk by chunk."
     )
     bands: int = Field(40, ge=4, description="Bands of the mel scale.")
     strings: int = Field(2000, ge=0, description="Rows of several digits to train on.")
-    dropout: float = Field(0.3, ge=0, lt=1, description="On features, between layers, at the end.")
+    dropout: float = Field(0.1, ge=0, lt=1, description="On features, between layers, at the end.")
     batch: int = Field(32, ge=0, description="Rows in a batch, on each device.")
     lr: float = Field(4e-3, gt=0, description="Highest learning rate: it rises to it, then falls.")
     clip: float = Field(1.0, ge=0, description="Bound on the norm of all gradients (0: none).")

@@ -314,7 +314,7 @@ def tone(digit, generator, samples=1600):
 @pytest.fixture(scope="module")
 def recordings(tmp_path_factory):
     soundfile = pytest.importorskip("soundfile", reason="the package soundfile is not installed")
-    pytest.importorskip("librosa", reason="the package librosa is not installed")
+    pytest.importorskip("librosa.filters", reason="the package librosa is not installed")
     folder, generator = tmp_path_factory.mktemp("recordings"), np.random.default_rng(0)
     for digit in range(10):
         for take in range(40):
@@ -413,6 +413,7 @@ def test_a_folder_without_takes_is_refused(tmp_path):
 
 def test_the_loss_is_that_of_all_paths():
     """Against every path of a short sequence."""
+    pytest.importorskip("librosa.filters", reason="the package librosa is not installed")
     torch.manual_seed(0)
     model = Recogniser(2, bands=4, units=8, layers=1).double()
     features, labels = torch.randn(1, 4, 4, dtype=torch.float64), torch.tensor([[1, 2]])

@@ -24,12 +24,12 @@ class MusicSettings(Settings):
     impl: Literal["bptt", "torch"] = Field("bptt", description="Whose recurrent layers.")
     layers: int = Field(1, ge=1, description="Recurrent layers on top of each other.")
     units: int = Field(256, ge=1, description="Hidden state of a layer.")
-    dropout: float = Field(0.4, ge=0, lt=1, description="On inputs, between layers, at the end.")
+    dropout: float = Field(0.0, ge=0, lt=1, description="On inputs, between layers, at the end.")
     weight_drop: float = Field(
         0.0, ge=0, lt=1, description="On hidden-to-hidden weights; an option of bptt's layers."
     )
-    transpose: int = Field(5, ge=0, le=11, description="Keys that pieces move in training.")
-    epochs: int = Field(150, ge=0, description="Passes over the data, at most.")
+    transpose: int = Field(0, ge=0, le=11, description="Keys that pieces move in training.")
+    epochs: int = Field(60, ge=0, description="Passes over the data, at most.")
     batch: int = Field(16, ge=0, description="Pieces in a batch, on each device.")
     lr: float = Field(3e-3, gt=0, description="Highest learning rate: it rises to it, then falls.")
     clip: float = Field(1.0, ge=0, description="Bound on the norm of all gradients (0: none).")

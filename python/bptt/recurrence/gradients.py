@@ -224,12 +224,20 @@ def _of_packed_input(
             dx.append(_product(mine.flatten(1), w_ih))
         if "w_ih" in needed:
             x = loop.x[part]
-            dw_ih = [_product(mine[:, d].t(), x, dw) for d, dw in enumerate(dw_ih)]
+            dw_ih = [_added(mine[:, d].t(), x, dw) for d, dw in enumerate(dw_ih)]
     if "x" in needed:
         grads["x"] = torch.cat(dx)
     if "w_ih" in needed:
-        grads["w_ih"] = _stacked(list(dw_ih))
+        grads["w_ih"] = _stacked([dw.to(w_ih.dtype) for dw in dw_ih])
     return grads
+
+
+def _added(a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
+    """start + a @ b, in float32 where a and b have 16 bits: parts are not rounded one by one."""
+    if a.dtype not in (torch.float16, torch.bfloat16):
+        return _product(a, b, start)
+    product = _product(a, b).float()
+    return product if start is None else start + product
 
 
 def rebuilt_gates(config: Config, loop: LoopInputs, kept: Sequence[Tensor]) -> Tensor:

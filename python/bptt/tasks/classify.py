@@ -22,7 +22,7 @@ from bptt.data.pieces import Pieces
 from bptt.data.series import load_series
 from bptt.data.topics import Topics, load_topics
 from bptt.models.classifier import Classifier, FlatClassifier, SequenceClassifier
-from bptt.train.fit import rank
+from bptt.train.lengths import by_length
 from bptt.train.settings import Settings
 from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task, batched
 
@@ -76,11 +76,7 @@ class ClassifyTask(Task):
         return rows.split(0.1, self.settings.seed, self.settings.examples)
 
     def batches(self, rows: Rows, shuffle: bool) -> SimilarLengths:
-        s = self.settings
-        lengths = (rows.columns["lengths"],)
-        return SimilarLengths(
-            lengths, s.batch, seed=s.seed, shuffle=shuffle, world=s.devices, rank=rank()
-        )
+        return by_length(rows, ("lengths",), self.settings, shuffle)
 
     def collate(self, batch: Any) -> Batch:
         """As long as the longest of the batch; here, where the lengths are on the host."""

@@ -18,7 +18,7 @@ from bptt.data.batches import SimilarLengths
 from bptt.data.speech import RATE, Spoken, load_digits
 from bptt.models import score
 from bptt.models.recogniser import SILENCE, LogMel, Recogniser
-from bptt.train.fit import rank
+from bptt.train.lengths import by_length
 from bptt.train.settings import Settings
 from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task
 
@@ -109,11 +109,7 @@ class DigitsTask(Task):
         return train, self.rows("validation", True, min(s.strings, 300))
 
     def batches(self, rows: Rows, shuffle: bool) -> SimilarLengths:
-        s = self.settings
-        lengths = (rows.columns["lengths"],)
-        return SimilarLengths(
-            lengths, s.batch, seed=s.seed, shuffle=shuffle, world=s.devices, rank=rank()
-        )
+        return by_length(rows, ("lengths",), self.settings, shuffle)
 
     def collate(self, batch: Any) -> Batch:
         """Features [B, T, bands] of rows of recordings, and their labels [B, 5]."""

@@ -20,7 +20,7 @@ from bptt.data.batches import SimilarLengths
 from bptt.data.errors import BadInput
 from bptt.data.vocabulary import END, PAD, START
 from bptt.models import Seq2Seq
-from bptt.train.fit import rank
+from bptt.train.lengths import by_length
 from bptt.train.settings import Settings
 from bptt.train.task import Batch, Fitting, Rows, Task, device_of
 
@@ -141,11 +141,7 @@ class PairTask(Task, Generic[Input]):
         return self.rows, self.validation
 
     def batches(self, rows: Rows, shuffle: bool) -> SimilarLengths:
-        s = self.settings
-        lengths = (rows.columns["source_length"], rows.columns["target_length"])
-        return SimilarLengths(
-            lengths, s.batch, seed=s.seed, shuffle=shuffle, world=s.devices, rank=rank()
-        )
+        return by_length(rows, ("source_length", "target_length"), self.settings, shuffle)
 
     def collate(self, batch: Any) -> Batch:
         """As long as the longest of the batch; here, where the lengths are on the host."""

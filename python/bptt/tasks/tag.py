@@ -19,7 +19,7 @@ from bptt.data import Vocabulary, pad
 from bptt.data.batches import SimilarLengths
 from bptt.data.tagged import Sentence, Tagged, load_tagged
 from bptt.models.tagger import Tagger
-from bptt.train.fit import rank
+from bptt.train.lengths import by_length
 from bptt.train.settings import Settings
 from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task, batched
 
@@ -100,11 +100,7 @@ class TagTask(Task):
         return self.rows(train), self.rows(self.corpus.validation)
 
     def batches(self, rows: Rows, shuffle: bool) -> SimilarLengths:
-        s = self.settings
-        lengths = (rows.columns["lengths"],)
-        return SimilarLengths(
-            lengths, s.batch, seed=s.seed, shuffle=shuffle, world=s.devices, rank=rank()
-        )
+        return by_length(rows, ("lengths",), self.settings, shuffle)
 
     def collate(self, batch: Any) -> Batch:
         longest = int(batch["lengths"].max())

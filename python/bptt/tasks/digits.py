@@ -6,7 +6,7 @@ Several in a row are made of single recordings, with gaps between.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
@@ -19,7 +19,7 @@ from bptt.data.speech import RATE, Spoken, load_digits
 from bptt.models import score
 from bptt.models.recogniser import SILENCE, LogMel, Recogniser
 from bptt.train.lengths import by_length
-from bptt.train.settings import Settings
+from bptt.train.settings import RecurrentSettings
 from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task
 
 MOST = 5  # digits in a row
@@ -27,11 +27,8 @@ _GAP = 12  # frames between two, at most
 _SEED = 1000  # of strings: another one than that of weights
 
 
-class DigitsSettings(Settings):
-    cell: Literal["rnn", "gru", "lstm"] = Field("gru", description="Of the recurrent layers.")
-    impl: Literal["bptt", "torch"] = Field("bptt", description="Whose recurrent layers.")
+class DigitsSettings(RecurrentSettings):
     layers: int = Field(2, ge=1, description="Recurrent layers on top of each other.")
-    units: int = Field(128, ge=1, description="Hidden state, of each direction.")
     bidirectional: bool = Field(
         True, description="The layers read both ways; without, they can listen chunk by chunk."
     )
@@ -39,8 +36,6 @@ class DigitsSettings(Settings):
     strings: int = Field(2000, ge=0, description="Rows of several digits to train on.")
     dropout: float = Field(0.1, ge=0, lt=1, description="On features, between layers, at the end.")
     batch: int = Field(32, ge=0, description="Rows in a batch, on each device.")
-    lr: float = Field(4e-3, gt=0, description="Highest learning rate: it rises to it, then falls.")
-    clip: float = Field(1.0, ge=0, description="Bound on the norm of all gradients (0: none).")
 
 
 class DigitsTask(Task):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bptt.data.chorales import KEYS, LOWEST, load_chorales
 from bptt.models.music import MusicModel
-from bptt.train.settings import Settings
+from bptt.train.settings import RecurrentSettings
 from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task, seeded
 
 # Nats of a step of JSB Chorales' test part: GRU and LSTM as Bai, Kolter, Koltun 2018 (arXiv
@@ -19,10 +19,7 @@ from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task, seede
 PUBLISHED = {"gru": 8.43, "lstm": 8.45, "rnn": 9.10}
 
 
-class MusicSettings(Settings):
-    cell: Literal["rnn", "gru", "lstm"] = Field("gru", description="Of the recurrent layers.")
-    impl: Literal["bptt", "torch"] = Field("bptt", description="Whose recurrent layers.")
-    layers: int = Field(1, ge=1, description="Recurrent layers on top of each other.")
+class MusicSettings(RecurrentSettings):
     units: int = Field(256, ge=1, description="Hidden state of a layer.")
     dropout: float = Field(0.0, ge=0, lt=1, description="On inputs, between layers, at the end.")
     weight_drop: float = Field(
@@ -32,7 +29,6 @@ class MusicSettings(Settings):
     epochs: int = Field(60, ge=0, description="Passes over the data, at most.")
     batch: int = Field(16, ge=0, description="Pieces in a batch, on each device.")
     lr: float = Field(3e-3, gt=0, description="Highest learning rate: it rises to it, then falls.")
-    clip: float = Field(1.0, ge=0, description="Bound on the norm of all gradients (0: none).")
 
 
 class MusicTask(Task):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 from matplotlib.figure import Figure
@@ -20,7 +20,7 @@ from bptt.data.batches import SimilarLengths
 from bptt.data.tagged import Sentence, Tagged, load_tagged
 from bptt.models.tagger import Tagger
 from bptt.train.lengths import by_length
-from bptt.train.settings import Settings
+from bptt.train.settings import RecurrentSettings
 from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task, batched
 
 UNKNOWN = "<unknown>"
@@ -30,19 +30,13 @@ _MARGIN = 0.05  # nats
 SHOWN = 12
 
 
-class TagSettings(Settings):
-    cell: Literal["rnn", "gru", "lstm"] = Field("gru", description="Of the recurrent layers.")
-    impl: Literal["bptt", "torch"] = Field("bptt", description="Whose recurrent layers.")
-    layers: int = Field(1, ge=1, description="Recurrent layers on top of each other.")
-    units: int = Field(128, ge=1, description="Hidden state, of each direction.")
+class TagSettings(RecurrentSettings):
     bidirectional: bool = Field(True, description="The layers read both ways.")
     embedding: int = Field(100, ge=2, description="Size of the words' embeddings.")
     least: int = Field(2, ge=1, description="How often a word must be seen.")
     dropout: float = Field(0.3, ge=0, lt=1, description="On inputs, between layers, at the end.")
     forget: float = Field(0.1, ge=0, lt=1, description="Words taken for unknown in training.")
     batch: int = Field(64, ge=0, description="Sentences in a batch, on each device.")
-    lr: float = Field(4e-3, gt=0, description="Highest learning rate: it rises to it, then falls.")
-    clip: float = Field(1.0, ge=0, description="Bound on the norm of all gradients (0: none).")
 
 
 class TagTask(Task):

@@ -48,3 +48,14 @@ class Settings(BaseModel):
         epochs = self.epochs or min(MOST_EPOCHS, math.ceil(steps * batch / examples))
         patience = self.patience or max(LEAST_PATIENCE, epochs // 5)
         return self.model_copy(update={"batch": batch, "epochs": epochs, "patience": patience})
+
+
+class RecurrentSettings(Settings):
+    """Options of tasks whose model is a stack of recurrent layers."""
+
+    cell: Literal["rnn", "gru", "lstm"] = Field("gru", description="Of the recurrent layers.")
+    impl: Literal["bptt", "torch"] = Field("bptt", description="Whose recurrent layers.")
+    layers: int = Field(1, ge=1, description="Recurrent layers on top of each other.")
+    units: int = Field(128, ge=1, description="Hidden state of a layer, of each direction.")
+    lr: float = Field(4e-3, gt=0, description="Highest learning rate: it rises to it, then falls.")
+    clip: float = Field(1.0, ge=0, description="Bound on the norm of all gradients (0: none).")

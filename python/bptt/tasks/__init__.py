@@ -27,6 +27,7 @@ _CLASSES = {
     "music": "music.MusicTask",
     "tag": "tag.TagTask",
     "digits": "digits.DigitsTask",
+    "forecast": "forecast.ForecastTask",
 }
 
 NAMES = tuple(_CLASSES)

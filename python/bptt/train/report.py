@@ -32,6 +32,7 @@ def conclude(task: Task, run: Run, fitted: Fitted) -> dict[str, Any]:
         OSError: a file cannot be written.
     """
     model = fitted.module.model
+    task.finish(model)
     run.save_weights(model)
     run.save_vocabularies(task.vocabularies())
     result = result_of(task, fitted, task.judge(model))

@@ -184,6 +184,9 @@ class Task(ABC):
     def build(self) -> Fitting:
         """The model, with weights from torch's random numbers."""
 
+    def finish(self, model: Any) -> None:  # noqa: B027 - most tasks leave the model as it is
+        """What is left to do to a trained model before it is saved and judged."""
+
     @abstractmethod
     def judge(self, model: Any) -> Judgement:
         """Metrics on the test set, and anchors."""

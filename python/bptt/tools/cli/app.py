@@ -8,6 +8,7 @@ from .bench import bench
 from .check import check
 from .complete import complete
 from .doctor import doctor
+from .forecast import forecast
 from .gradflow import gradflow
 from .tag import tag
 from .train import COMMANDS, train
@@ -33,6 +34,7 @@ app.command("doctor")(doctor)
 app.command("gradflow")(gradflow)
 app.add_typer(train, name="train")
 app.command("complete")(complete)
+app.command("forecast")(forecast)
 app.command("tag")(tag)
 app.command("transcribe")(transcribe)
 app.command("translate")(translate)

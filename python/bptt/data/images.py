@@ -114,6 +114,27 @@ def read_idx(path: Path) -> np.ndarray:
     return values.reshape(shape)
 
 
+def read_pictures(path: Path) -> Tensor:
+    """Grey images [N, height, width] in [0, 1] of a picture, or of an .npy file of one or several.
+
+    Raises:
+        BadInput: it is missing, or neither.
+    """
+    from PIL import Image, UnidentifiedImageError
+
+    if not path.is_file():
+        raise BadInput(f"{path} is no file: expected a picture or an .npy file")
+    try:
+        if path.suffix == ".npy":
+            values = np.load(path, allow_pickle=False)
+        else:
+            with Image.open(path) as image:
+                values = np.asarray(image.convert("L"))
+    except (UnidentifiedImageError, ValueError, EOFError, OSError) as error:
+        raise BadInput(f"{path} cannot be read as an image: {error}") from None
+    return as_images(values[None] if values.ndim == 2 else values, str(path))
+
+
 def as_images(values: np.ndarray, source: str) -> Tensor:
     """Checks an array [N, height, width] and makes it float32 in [0, 1].
 

@@ -28,6 +28,7 @@ _CLASSES = {
     "tag": "tag.TagTask",
     "digits": "digits.DigitsTask",
     "forecast": "forecast.ForecastTask",
+    "detect": "detect.DetectTask",
 }
 
 NAMES = tuple(_CLASSES)

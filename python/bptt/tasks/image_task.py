@@ -19,7 +19,7 @@ from torchmetrics.functional.classification import binary_auroc
 from torchmetrics.functional.regression import mean_squared_error
 
 from bptt.data.errors import BadInput
-from bptt.data.images import Images, as_images, load_images
+from bptt.data.images import Images, load_images, read_pictures
 from bptt.models.reconstruction import share_kept
 from bptt.train import pictures
 from bptt.train.settings import Settings
@@ -106,21 +106,7 @@ def read_images(path: Path, size: tuple[int, int]) -> list[tuple[str, Tensor]]:
     Raises:
         BadInput: it is missing, neither, or of another size.
     """
-    from PIL import Image, UnidentifiedImageError
-
-    if not path.is_file():
-        raise BadInput(
-            f"{path} is no file: expected an image of {size[1]}x{size[0]} or an .npy file"
-        )
-    try:
-        if path.suffix == ".npy":
-            values = np.load(path, allow_pickle=False)
-        else:
-            with Image.open(path) as image:
-                values = np.asarray(image.convert("L"))
-    except (UnidentifiedImageError, ValueError, EOFError, OSError) as error:
-        raise BadInput(f"{path} cannot be read as an image: {error}") from None
-    images = as_images(values[None] if values.ndim == 2 else values, str(path))
+    images = read_pictures(path)
     if tuple(images.shape[1:]) != size:
         came = f"{images.shape[2]}x{images.shape[1]}"
         raise BadInput(f"{path}: the model takes images of {size[1]}x{size[0]}, got {came}")

@@ -32,15 +32,16 @@ def check_kind(path: Path | None, kinds: Sequence[str] = _KINDS) -> None:
         raise BadInput(f"--output {path}: expected a name that ends in {known}")
 
 
-def tell(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
-    """Writes rows of equal keys into a file, or prints them as a table."""
+def tell(rows: Sequence[dict[str, Any]], output: Path | None, names: Sequence[str] = ()) -> None:
+    """Writes rows of equal keys into a file, or prints a table; `names`, the keys, if of none."""
     from rich import box
     from rich.table import Table
 
     from bptt.train.files import write_text
 
+    names = names or list(rows[0])
     if output is None:
-        table = Table(*rows[0], box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(*names, box=box.SIMPLE_HEAD, pad_edge=False)
         for row in rows:
             table.add_row(*(f"{v:.4g}" if isinstance(v, float) else str(v) for v in row.values()))
         console().print(table)
@@ -50,7 +51,7 @@ def tell(rows: Sequence[dict[str, Any]], output: Path | None) -> None:
         write_text(output, json.dumps(list(rows), ensure_ascii=False, indent=1) + "\n")
     else:
         with output.open("w", encoding="utf-8", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(rows)
     typer.echo(f"Written: {output}")

@@ -7,6 +7,7 @@ import typer
 from .bench import bench
 from .check import check
 from .complete import complete
+from .detect import detect
 from .doctor import doctor
 from .forecast import forecast
 from .gradflow import gradflow
@@ -30,6 +31,7 @@ def root() -> None:
 
 app.command("bench")(bench)
 app.command("check")(check)
+app.command("detect")(detect)
 app.command("doctor")(doctor)
 app.command("gradflow")(gradflow)
 app.add_typer(train, name="train")

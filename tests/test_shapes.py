@@ -113,7 +113,7 @@ def runs(tmp_path_factory, waves, reviews, scales, tagged):
         + ["--embedding", "16", "--dropout", "0.1"],
     }
     options["music"] = ["--data", scales, "--epochs", "60", "--units", "32", "--lr", "0.02"]
-    options["music"] += ["--dropout", "0", "--transpose", "0"]
+    options["music"] += ["--dropout", "0", "--weight-drop", "0"]
     options["tag"] = ["--data", tagged, "--epochs", "8", "--units", "16", "--lr", "0.02"]
     options["tag"] += ["--embedding", "16", "--batch", "16", "--dropout", "0.1"]
     return trained_runs.Runs(tmp_path_factory.mktemp("runs"), options)

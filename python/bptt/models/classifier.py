@@ -51,6 +51,7 @@ class SequenceClassifier(Classifier):
         layers, bidirectional: of the recurrent layers.
         pooling: what is taken of the hidden states: "last", "mean" or "max".
         dropout: on inputs, between layers and before the output.
+        weight_drop: on hidden-to-hidden weights (Merity, Keskar, Socher, arXiv 1708.02182).
         noise: standard deviation of what is added to numbers in training.
         smoothing: see `Classifier`.
         impl: "bptt", or "torch" for torch.nn's layers.
@@ -68,6 +69,7 @@ class SequenceClassifier(Classifier):
         bidirectional: bool = True,
         pooling: Pooling = "max",
         dropout: float = 0.0,
+        weight_drop: float = 0.0,
         noise: float = 0.0,
         smoothing: float = 0.0,
         impl: Impl = "bptt",
@@ -81,6 +83,7 @@ class SequenceClassifier(Classifier):
             layers=layers,
             bidirectional=bidirectional,
             dropout=dropout,
+            weight_drop=weight_drop,
             impl=impl,
         )
         self.directions = 2 if bidirectional else 1

@@ -41,6 +41,9 @@ class ClassifySettings(Settings):
         "mean", description="What is taken of the hidden states over time."
     )
     dropout: float = Field(0.3, ge=0, lt=1, description="On inputs, between layers, at the end.")
+    weight_drop: float = Field(
+        0.0, ge=0, lt=1, description="On hidden-to-hidden weights; an option of bptt's layers."
+    )
     smoothing: float = Field(0.0, ge=0, lt=1, description="Probability spread over all classes.")
     lr: float = Field(3e-3, gt=0, description="Highest learning rate: it rises to it, then falls.")
     clip: float = Field(1.0, ge=0, description="Bound on the norm of all gradients (0: none).")
@@ -105,6 +108,7 @@ class ClassifyTask(Task):
             layers=s.layers,
             bidirectional=s.bidirectional,
             pooling=s.pooling,
+            weight_drop=s.weight_drop,
             noise=getattr(s, "noise", 0.0),
             impl=s.impl,
             **shared,

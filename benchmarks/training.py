@@ -56,6 +56,8 @@ def row_of(run: Path, seconds: float) -> dict[str, Any]:
     task, model, _ = finished(run, None)
     if "forcing" in type(task.settings).model_fields:  # true symbols alone: no loop over steps
         task.settings = task.settings.model_copy(update={"forcing": 1.0})
+    if getattr(task.settings, "weight_drop", 0):  # torch.nn has none
+        task.settings = task.settings.model_copy(update={"weight_drop": 0.0})
     train, _ = task.sets()
     torch.manual_seed(0)
     loaded = loader(task, train, shuffle=True)

@@ -71,6 +71,22 @@ def test_dropout_does_something_and_follows_the_seed():
     assert not torch.equal(first, other)
 
 
+@pytest.mark.parametrize("hidden", [5, 64, 200])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_batch_of_a_single_step_changes_no_bit(name, hidden):
+    """Up to eight rows, of which each is a row of its own."""
+    cls, options = LAYERS[name]
+    layer = cls(
+        24, hidden, **{k: min(v, hidden - 1) if k == "proj_size" else v for k, v in options.items()}
+    )
+    x = torch.randn(1, 8, 24)
+    with torch.no_grad():
+        whole = layer(x)[0]
+        for batch in range(1, 8):
+            assert torch.equal(layer(x[:, :batch])[0], whole[:, :batch])
+            assert torch.equal(layer(x[:, 8 - batch :])[0], whole[:, 8 - batch :])
+
+
 @pytest.mark.parametrize("cell", ALL_CELLS)
 def test_every_cell_run_to_run(cell):
     case = Case(cell, steps=9, batch=12, hidden=48, directions=2, masks="both")

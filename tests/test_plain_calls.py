@@ -102,7 +102,7 @@ def test_cells(name, bias, ways):
     cell = getattr(bptt, f"{name}Cell")(5, 7, bias=bias)
     theirs = getattr(nn, f"{name}Cell")(5, 7, bias=bias)
     theirs.load_state_dict(cell.state_dict())
-    for rows in (1, 4, 8):
+    for rows in (1, 8, 64):
         x, state = torch.randn(rows, 5), None
         for _ in range(3):
             with torch.no_grad():
@@ -112,7 +112,7 @@ def test_cells(name, bias, ways):
     assert ways[1] == [True] * 9
     cell(x, state)  # with gradients
     with torch.no_grad():
-        cell(torch.randn(9, 5))
+        cell(torch.randn(65, 5))
         cell(torch.randn(5))
         with pytest.raises(RuntimeError, match="input"):
             cell(torch.randn(4, 6))

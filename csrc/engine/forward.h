@@ -42,10 +42,14 @@ class ForwardLoop {
 
   static constexpr int64_t kProjectedRows = 128;
   static constexpr int64_t kJoinedRows = 16;
-  // A single step of so few rows leaves weights as they lie: four rows at a time transpose them in
-  // registers, which packing does once for all rows and steps. Sums are the same to the bit.
-  static constexpr int64_t kFewRows = 8;
-  static_assert(kFewRows < kJoinedRows, "what lies is not joined");
+  // A call of few rows and steps leaves weights as they lie: packing them reads and writes each,
+  // which the fewer steps repay, the farther from the core the weights are (measured, see
+  // benchmarks/NOTES.md).
+  static bool is_short(const Sizes& s) {
+    const int64_t bytes = kGates * s.hidden * (s.inputs + s.state) * sizeof(S);
+    const int64_t rows = bytes < (256 << 10) ? 8 : bytes < (512 << 10) ? 16 : 64;
+    return s.steps <= (bytes < (2 << 20) ? 1 : 4) && s.steps * s.batch <= rows;
+  }
 
   struct Scratch {
     bool lies;       // weights are not packed
@@ -68,8 +72,8 @@ class ForwardLoop {
     int64_t state_stride, unit_stride;
 
     Scratch(Arena& arena, const ForwardParams& p, int slices, int row_slices)
-        : lies(p.sizes.steps == 1 && p.sizes.batch <= kFewRows),
-          joined(joins(p.sizes) ? p.sizes.inputs : 0),
+        : lies(is_short(p.sizes)),
+          joined(!lies && joins(p.sizes) ? p.sizes.inputs : 0),
           chunk(0),
           state_stride(joined + round_up(p.sizes.state, kLanes)),
           unit_stride(round_up(p.sizes.hidden, kLanes)) {

@@ -3,9 +3,11 @@
 // Packing reads and writes every weight once, which pays where many rows are multiplied. A call of
 // a few rows reads each weight where it lies, and nothing is written.
 //
-// Every element of a product is a sum of chains of fused multiply-adds, cut at places that the
-// depth alone decides, whatever the shape of the tile it is computed in. The number of workers
-// therefore never changes a bit of the result.
+// Every element of a product with packed weights is a sum of chains of fused multiply-adds, cut at
+// places that the depth alone decides, whatever the shape of the tile it is computed in; with
+// weights as they lie it is a chain a lane, and then their sum. The number of workers therefore
+// never changes a bit of the result, but a step of a few rows and a longer call may differ in the
+// last ones.
 #pragma once
 
 #include "simd.h"
@@ -157,46 +159,52 @@ void multiply_tile(const T* rows, int64_t stride, const T* panel, int64_t depth,
 }
 
 // The product of some rows with one vector of units whose weights, rows of `matrix`, stay as they
-// lie: squares of them are transposed in registers. Sums are those of multiply_tile to the bit.
+// lie: dot products along the depth, as many at once as a vector has lanes. Each weight is read
+// once for all rows; a sum's order depends on the depth alone.
 template <class S, class T, int kRows>
 BPTT_INLINE void multiply_lying(const S* matrix, int64_t depth, int count, const T* rows,
                                 int64_t stride, T* out, int64_t out_stride) {
   using V = Vec<T>;
-  constexpr int lanes = V::kLanes;
-  const int64_t chains = depth > kLongestChain ? (depth + kLongestChain - 1) / kLongestChain : 1;
-  int64_t k = 0;
-  for (int64_t chain = 0; chain < chains; ++chain) {
-    V sum[kRows];
-#pragma GCC unroll 4
-    for (int r = 0; r < kRows; ++r) sum[r] = V(T(0));
-    const int64_t end = depth * (chain + 1) / chains;
-    while (k < end) {
-      const int used = static_cast<int>(end - k < lanes ? end - k : lanes);
-      V square[lanes];
-      if (count == lanes && k + lanes <= depth) {
+  constexpr int lanes = V::kLanes, kUnits = lanes / kRows;
+  for (int first = 0; first < lanes; first += kUnits) {
+    const S* weights = matrix + first * depth;
+    const int units = count - first;
+    V sums[lanes];  // [row][unit]
 #pragma GCC unroll 16
-        for (int lane = 0; lane < lanes; ++lane) square[lane] = load(matrix + lane * depth + k);
-      } else {
-        for (int lane = 0; lane < lanes; ++lane) {
-          square[lane] = lane < count ? load(matrix + lane * depth + k, used) : V(T(0));
+    for (int i = 0; i < lanes; ++i) sums[i] = V(T(0));
+    int64_t k = 0;
+    if (units >= kUnits) {
+      for (; k + lanes <= depth; k += lanes) {
+        V x[kRows];
+#pragma GCC unroll 4
+        for (int r = 0; r < kRows; ++r) x[r] = load(rows + r * stride + k);
+#pragma GCC unroll 16
+        for (int u = 0; u < kUnits; ++u) {
+          const V w = load(weights + u * depth + k);
+#pragma GCC unroll 4
+          for (int r = 0; r < kRows; ++r) sums[r * kUnits + u] = sums[r * kUnits + u] + x[r] * w;
         }
       }
-      transpose(square);
-      const auto add = [&](int j) {
-#pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) sum[r] = sum[r] + V(rows[r * stride + k + j]) * square[j];
-      };
-      if (used == lanes) {  // squares stay in registers where the compiler can count to the end
-#pragma GCC unroll 16
-        for (int j = 0; j < lanes; ++j) add(j);
-      } else {
-        for (int j = 0; j < used; ++j) add(j);
-      }
-      k += used;
     }
+    for (; k < depth; k += lanes) {
+      const int used = static_cast<int>(depth - k < lanes ? depth - k : lanes);
+      for (int r = 0; r < kRows; ++r) {
+        const V x = load(rows + r * stride + k, used);
+        for (int u = 0; u < kUnits && u < units; ++u) {
+          sums[r * kUnits + u] = sums[r * kUnits + u] + x * load(weights + u * depth + k, used);
+        }
+      }
+    }
+    transpose(sums);
 #pragma GCC unroll 4
+    for (int half = lanes / 2; half >= 1; half /= 2) {
+#pragma GCC unroll 8
+      for (int i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+    }
+    alignas(64) T dots[lanes];
+    store(dots, sums[0]);
     for (int r = 0; r < kRows; ++r) {
-      store(out + r * out_stride, chain == 0 ? sum[r] : load(out + r * out_stride) + sum[r]);
+      std::memcpy(out + r * out_stride + first, dots + r * kUnits, kUnits * sizeof(T));
     }
   }
 }
@@ -205,7 +213,7 @@ BPTT_INLINE void multiply_lying(const S* matrix, int64_t depth, int count, const
 template <class S, class T>
 void lying_tile(const Packed<T>& weights, int64_t p, const T* rows, int64_t stride, int height,
                 T* tile) {
-  constexpr int lanes = Vec<T>::kLanes;
+  constexpr int lanes = Vec<T>::kLanes, kMost = lanes < 4 ? lanes : 4;
   const int vectors = weights.blocks_in(p) * weights.gates;
   const int64_t depth = weights.depth, row = static_cast<int64_t>(vectors) * lanes;
   for (int v = 0; v < vectors; ++v) {
@@ -216,8 +224,9 @@ void lying_tile(const Packed<T>& weights, int64_t p, const T* rows, int64_t stri
         static_cast<const S*>(weights.lying) + (v % weights.gates * weights.units + first) * depth;
     T* out = tile + v * lanes;
     int r = 0;
-    for (; r + 4 <= height; r += 4) {
-      multiply_lying<S, T, 4>(matrix, depth, count, rows + r * stride, stride, out + r * row, row);
+    for (; r + kMost <= height; r += kMost) {
+      multiply_lying<S, T, kMost>(matrix, depth, count, rows + r * stride, stride, out + r * row,
+                                  row);
     }
     for (; r + 2 <= height; r += 2) {
       multiply_lying<S, T, 2>(matrix, depth, count, rows + r * stride, stride, out + r * row, row);

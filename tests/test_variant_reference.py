@@ -6,6 +6,7 @@ of its generator, against its rates, and against gradcheck, which needs the same
 passes.
 """
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -379,14 +380,14 @@ def test_a_clipped_cell_state(backend):
 
 # --- the generator --------------------------------------------------------------------------------
 
-# Random123's known answers for philox4x32-10: counters, key, words.
+# Random123's known answers for philox4x32-7: counters, key, words.
 KNOWN_ANSWERS = [
-    ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
-    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+    ((0, 0, 0, 0), (0, 0), (0x5F6FB709, 0x0D893F64, 0x4F121F81, 0x4F730A48)),
+    ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x5207DDC2, 0x45165E59, 0x4D8EE751, 0x8C52F662)),
     (
         (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
         (0xA4093822, 0x299F31D0),
-        (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+        (0x4DFCCABA, 0x190A87F0, 0xC47362BA, 0xB6B5242A),
     ),
 ]
 
@@ -410,6 +411,34 @@ def test_philox_in_python_is_that_of_the_engine():
     for *counters, low, high in draws.tolist():
         ours = random.philox(torch.tensor([as_signed((low, high))]), counters)
         assert [int(w) for w in ours] == _dev.random_words(low | high << 32, counters)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1, 3, 70), (2, 5, 16), (3, 1, 1), (1, 300, 33), (2, 0, 4)])
+@pytest.mark.parametrize("kind", [random.RECURRENT_DROPOUT, random.WEIGHT_DROP])
+def test_masks_of_the_op_are_those_of_torch(kind, shape, dtype):
+    for probability in (0.0, 0.3, 1.0):
+        ours = random.kept(torch.tensor([-77]), probability, shape, dtype, kind)
+        assert ours.dtype == dtype
+        expected = random.kept_by_torch(torch.tensor([-77]), probability, shape, dtype, kind)
+        torch.testing.assert_close(ours, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ((torch.tensor([1.0]), 0.3, [1, 2, 3], 1, False), "seed"),
+        ((torch.tensor([1, 2]), 0.3, [1, 2, 3], 1, False), "seed"),
+        ((torch.tensor([1]), 1.3, [1, 2, 3], 1, False), "probability"),
+        ((torch.tensor([1]), math.nan, [1, 2, 3], 1, False), "probability"),
+        ((torch.tensor([1]), 0.3, [2, 3], 1, False), "shape"),
+        ((torch.tensor([1]), 0.3, [1, -2, 3], 1, False), "shape"),
+        ((torch.tensor([1]), 0.3, [1, 2, 3], 0, False), "draw"),
+    ],
+)
+def test_masks_of_bad_arguments(arguments, word):
+    with pytest.raises(RuntimeError, match=f"kept: {word} must"):
+        torch.ops.bptt.kept(*arguments)
 
 
 def test_a_place_has_its_own_draw():

@@ -51,7 +51,8 @@ enum class Activation : int {
 };
 constexpr int kActivations = 8;
 
-// Chosen when a layer is called. T is the scalar type of the arithmetic.
+// Chosen when a layer is called. T is the scalar type of the arithmetic. A cell's own activations
+// are compiled in place, as usually nothing else of a `Control` is asked for but its masks.
 template <class T>
 struct ChosenMath {
   Activation gates, states;
@@ -59,19 +60,19 @@ struct ChosenMath {
 
   template <class A, class V>
   BPTT_HOST_DEVICE V gate(V x) const {
-    return forward<A>(gates, x);
+    return gates == Activation::kOwn ? A::forward(x) : forward(gates, x);
   }
   template <class A, class V>
   BPTT_HOST_DEVICE V gate_backward(V y, V dy) const {
-    return backward<A>(gates, y, dy);
+    return gates == Activation::kOwn ? A::backward(y, dy) : backward(gates, y, dy);
   }
   template <class A, class V>
   BPTT_HOST_DEVICE V state(V x) const {
-    return forward<A>(states, x);
+    return states == Activation::kOwn ? A::forward(x) : forward(states, x);
   }
   template <class A, class V>
   BPTT_HOST_DEVICE V state_backward(V y, V dy) const {
-    return backward<A>(states, y, dy);
+    return states == Activation::kOwn ? A::backward(y, dy) : backward(states, y, dy);
   }
   template <class V>
   BPTT_HOST_DEVICE V hold(V c) const {
@@ -83,10 +84,9 @@ struct ChosenMath {
   }
 
  private:
-  template <class A, class V>
+  template <class V>
   BPTT_OUT_OF_LINE static V forward(Activation kind, V x) {
     switch (kind) {
-      case Activation::kOwn: return A::forward(x);
       case Activation::kSigmoid: return Sigmoid::forward(x);
       case Activation::kHardSigmoid: return HardSigmoid::forward(x);
       case Activation::kTanh: return Tanh::forward(x);
@@ -96,10 +96,9 @@ struct ChosenMath {
       default: return Identity::forward(x);
     }
   }
-  template <class A, class V>
+  template <class V>
   BPTT_OUT_OF_LINE static V backward(Activation kind, V y, V dy) {
     switch (kind) {
-      case Activation::kOwn: return A::backward(y, dy);
       case Activation::kSigmoid: return Sigmoid::backward(y, dy);
       case Activation::kHardSigmoid: return HardSigmoid::backward(y, dy);
       case Activation::kTanh: return Tanh::backward(y, dy);

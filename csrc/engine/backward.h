@@ -92,16 +92,16 @@ class BackwardLoop {
       if (projected_) {
         for_rows(m_.first, [&](int64_t b, int64_t u, int n) { gather_projected(b, u, n); });
         part_.meet_slice();
-        multiply<!kControlled>(m_.projection, part_, part_.rows, m_.dprojected, m_.state_stride,
-                               in_pairs(), [&](auto rows, const Block<T>& block) {
-                                 constexpr int N = rows.value;
-                                 cell<N>(block.row, block.unit, block.count,
-                                         load_rows<N>(block.product, block.stride, kLanes));
-                               });
+        multiply<!kNormal>(m_.projection, part_, part_.rows, m_.dprojected, m_.state_stride,
+                           in_pairs(), [&](auto rows, const Block<T>& block) {
+                             constexpr int N = rows.value;
+                             cell<N>(block.row, block.unit, block.count,
+                                     load_rows<N>(block.product, block.stride, kLanes));
+                           });
       } else if constexpr (kNormal) {
         for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) normalized_row(b);
       } else {
-        for_row_groups<!kControlled>(part_.rows, in_pairs(), [&](auto rows, int64_t b) {
+        for_row_groups<!kNormal>(part_.rows, in_pairs(), [&](auto rows, int64_t b) {
           for_blocks(m_.first, part_.plan.unit_slices, part_.unit_slice, [&](int64_t u, int n) {
             cell<rows.value>(b, u, n, dhidden<rows.value>(b, u, n));
           });
@@ -109,13 +109,12 @@ class BackwardLoop {
       }
       part_.meet_slice();
       if constexpr (Cell::kStages == 2) {
-        multiply<!kControlled>(m_.second, part_, part_.rows, dgates_ + kFirstGates * s_.hidden,
-                               kGates * s_.hidden, in_pairs(),
-                               [&](auto rows, const Block<T>& block) {
-                                 constexpr int N = rows.value;
-                                 cell_first<N>(block.row, block.unit, block.count,
-                                               load_rows<N>(block.product, block.stride, kLanes));
-                               });
+        multiply<!kNormal>(m_.second, part_, part_.rows, dgates_ + kFirstGates * s_.hidden,
+                           kGates * s_.hidden, in_pairs(), [&](auto rows, const Block<T>& block) {
+                             constexpr int N = rows.value;
+                             cell_first<N>(block.row, block.unit, block.count,
+                                           load_rows<N>(block.product, block.stride, kLanes));
+                           });
         part_.meet_slice();
       }
       if constexpr (Cell::kStages == 0) continue;
@@ -134,7 +133,7 @@ class BackwardLoop {
  private:
   const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
   int64_t row(int64_t b) const { return (t_ * s_.batch + b) * s_.directions + d_; }
-  bool in_pairs() const { return !kControlled && masks_.none(); }
+  bool in_pairs() const { return !kNormal && masks_.none(); }
   // Whether nothing goes on to the step before: the state that entered this one was not its.
   bool stops(int64_t b) const {
     return masks_.clears(t_, b) || control_.cuts(t_, b, p_.in.reverse[d_]);
@@ -236,8 +235,7 @@ class BackwardLoop {
       return load_rows<N>(m_.dwhole + b * m_.state_stride + u, m_.state_stride, kLanes);
     }
     Rows<T, N> dh = whole_dhidden<N>(b, u, n);
-    if constexpr (kControlled) dh.row[0] = control_.bounded(dh.row[0]);
-    return dh;
+    return control_.bounded(dh);
   }
 
   void bound_rows() const {
@@ -246,7 +244,7 @@ class BackwardLoop {
       for (int64_t u = 0; u < s_.state; u += kLanes) {
         const int64_t left = s_.state - u;
         const int n = left < kLanes ? static_cast<int>(left) : kLanes;
-        store(whole.data + u, control_.bounded(whole_dhidden<1>(b, u, n).row[0]));
+        store(whole.data + u, control_.bounded(whole_dhidden<1>(b, u, n)).row[0]);
       }
       const V shrink(control_.shrink(sum_over(whole, [&](int, int64_t u, V valid) {
         const V dh = load(whole.data + u) * valid;
@@ -262,7 +260,7 @@ class BackwardLoop {
   // returns that.
   template <int N>
   Rows<T, N> take_zoned(int state, int64_t b, int64_t u, Rows<T, N>* gradient) const {
-    const Rows<T, N> stays(control_.stays(state, {b, u, t_, d_}));
+    const Rows<T, N> stays = control_.template stays<N>(state, {b, u, t_, d_});
     const Rows<T, N> passes = *gradient * stays;
     *gradient = *gradient - passes;
     return passes;
@@ -313,9 +311,9 @@ class BackwardLoop {
                            : load_rows<N>(as_storage(p_.y) + row(b) * s_.state + u,
                                           s_.directions * s_.state, n);
     if (Cell::kSaved == 0 && control_.zones_out(0) && !control_.samples()) {
+      const Rows<T, N> stays = control_.template stays<N>(0, {b, u, t_, d_});
       for (int r = 0; r < N; ++r) {
-        const V stays = control_.stays(0, {b, u, t_, d_});
-        states[0].row[r] = made_before(stays, prev[0].row[r], states[0].row[r]);
+        states[0].row[r] = made_before(stays.row[r], prev[0].row[r], states[0].row[r]);
       }
     }
     if constexpr (kCells > 0) {
@@ -367,7 +365,7 @@ class BackwardLoop {
   template <int N>
   void store_dstates(int64_t b, int64_t u, const Rows<T, N>* dstates,
                      const Rows<T, N>* passes) const {
-    const bool stop = N == 1 && stops(b);
+    const bool stop = (N == 1 || kControlled) && stops(b);  // both rows alike: see cuts
 #pragma GCC unroll 4
     for (int k = 0; k < kCells; ++k) {
       Rows<T, N> dc = dstates[1 + k];

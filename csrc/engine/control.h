@@ -11,9 +11,11 @@
 namespace bptt {
 namespace {
 
-// One unit after another in time, of one row and direction.
+// Of neighbouring units, in the first of some rows.
 struct Place {
   int64_t row, unit, time, direction;
+
+  bool operator==(const Place&) const = default;
 };
 
 template <class T, bool kOn>
@@ -38,12 +40,20 @@ class Controls {
   BPTT_INLINE bool norms_gradients() const { return kOn && c_.gradient_norm > 0; }
 
   // 1 where a state stays what it was, else 0; or the probability of that.
-  V stays(int state, const Place& at) const {
-    if (!c_.sampled) return V(static_cast<T>(rate(state)));
-    WordRaw words[2];
-    draw_lanes(static_cast<uint64_t>(*c_.seed), Draw::kZoneout, at.unit, at.row, at.time,
-               at.direction, words);
-    return choose(words[state == 0 ? 0 : 1], rate(state), T(1), T(0));
+  template <int N>
+  Rows<T, N> stays(int state, const Place& at) const {
+    if (!c_.sampled) return Rows<T, N>(static_cast<T>(rate(state)));
+    if (at != drawn_at_ ||
+        rows_drawn_ < N) {  // one draw serves the hidden state and the cell states of a place
+      for (int r = 0; r < N; ++r) {
+        draw_lanes(static_cast<uint64_t>(*c_.seed), Draw::kZoneout, at.unit, at.row + r, at.time,
+                   at.direction, drawn_[r]);
+      }
+      drawn_at_ = at;
+      rows_drawn_ = N;
+    }
+    return Rows<T, N>::each(
+        [&](int r) { return choose(drawn_[r][state == 0 ? 0 : 1], rate(state), T(1), T(0)); });
   }
 
   // What recurrent dropout multiplies a hidden state with on its way into products.
@@ -63,10 +73,11 @@ class Controls {
     return border > 0 && border < masks_.length(row) && border % c_.truncate == 0;
   }
 
-  BPTT_INLINE V bounded(V dh) const {
+  template <int N>
+  BPTT_INLINE Rows<T, N> bounded(Rows<T, N> dh) const {
     if (!kOn || c_.gradient_bound == 0) return dh;
     const T bound = static_cast<T>(c_.gradient_bound);
-    return limited(dh, V(-bound), V(bound));
+    return limited(dh, Rows<T, N>(-bound), Rows<T, N>(bound));
   }
   // What a row of gradients of this squared norm is multiplied with.
   T shrink(T squares) const {
@@ -79,6 +90,10 @@ class Controls {
 
   const Control c_;
   const Masks masks_;
+  // Of the last draw, for a row or two. A loop belongs to one worker.
+  mutable Place drawn_at_{-1, 0, 0, 0};
+  mutable int rows_drawn_ = 0;
+  mutable WordRaw drawn_[2][2];
 };
 
 }  // namespace

@@ -24,6 +24,7 @@ struct CpuKernels {
   void (*backward)(const BackwardParams&, const ThreadPool&, void* scratch);
   int64_t (*matrix_scratch)(const MatrixParams&, int threads);
   void (*matrix_product)(const MatrixParams&, const ThreadPool&, void* scratch);
+  void (*kept)(const KeptParams&, const ThreadPool&);
 };
 
 // The kernels in use: the best supported, or those that BPTT_CPU_ISA names ("baseline", "avx2",

@@ -1,5 +1,6 @@
 // Compiled once per instruction set, with BPTT_ISA naming it: see setup.py and engine/cpu.cpp.
 #include "cpu_loops.h"
+#include "kept.h"
 #include "matrix.h"
 
 namespace bptt {
@@ -45,12 +46,23 @@ void matrix_product(const MatrixParams& p, const ThreadPool& pool, void* scratch
                              : run_matrix_tasks<float>(p, pool, scratch);
 }
 
+void kept(const KeptParams& p, const ThreadPool& pool) {
+  p.dtype == Dtype::kFloat64 ? draw_kept<double>(p, pool) : draw_kept<float>(p, pool);
+}
+
 }  // namespace
 
 namespace BPTT_ISA {
 extern const CpuKernels kernels;
-const CpuKernels kernels = {BPTT_TEXT(BPTT_ISA), kVectorBytes, forward_scratch, forward,
-                            backward_scratch,    backward,     matrix_scratch,  matrix_product};
+const CpuKernels kernels = {BPTT_TEXT(BPTT_ISA),
+                            kVectorBytes,
+                            forward_scratch,
+                            forward,
+                            backward_scratch,
+                            backward,
+                            matrix_scratch,
+                            matrix_product,
+                            kept};
 }  // namespace BPTT_ISA
 
 }  // namespace bptt

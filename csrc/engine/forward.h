@@ -110,7 +110,7 @@ class ForwardLoop {
         projection = make_weights<S, T>(arena, s.state, 1, s.hidden, slices, lies);
       }
       operand = arena.take<T>(projected || Cell::kStages == 2 ? s.batch * unit_stride : 0);
-      plain = arena.take<T>(kControlled ? s.batch * state_stride : 0);
+      plain = arena.take<T>(p.in.control.recurrent_dropout > 0 ? s.batch * state_stride : 0);
       kept = arena.take<T>(p.in.control.recurrent_dropout > 0 ? s.batch * state_stride : 0);
       product = arena.take<T>(kNormal ? s.batch * kGates * unit_stride : 0);
       row = arena.take<T>(kNormal ? s.batch * (Cell::kSaved + 1) * unit_stride : 0);
@@ -140,28 +140,26 @@ class ForwardLoop {
       read_ = hidden(s);
       write_ = hidden(s + 1);
       if (m_.joined > 0 && s + 1 < s_.steps) join_input(s + 1);
-      multiply<!kControlled>(m_.first, part_, part_.rows, read_ - m_.joined, m_.state_stride,
-                             in_pairs(), [&](auto rows, const Block<T>& block) {
-                               if constexpr (kNormal) {
-                                 keep_product(block);
-                               } else {
-                                 first<rows.value>(block);
-                               }
-                             });
+      multiply<!kNormal>(m_.first, part_, part_.rows, read_ - m_.joined, m_.state_stride,
+                         in_pairs(), [&](auto rows, const Block<T>& block) {
+                           if constexpr (kNormal) {
+                             keep_product(block);
+                           } else {
+                             first<rows.value>(block);
+                           }
+                         });
       if constexpr (kNormal) {
         for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) normalized_row(b);
       }
       if constexpr (Cell::kStages == 2) {
         part_.meet_slice();
-        multiply<!kControlled>(
-            m_.second, part_, part_.rows, m_.operand, m_.unit_stride, in_pairs(),
-            [&](auto rows, const Block<T>& block) { second<rows.value>(block); });
+        multiply<!kNormal>(m_.second, part_, part_.rows, m_.operand, m_.unit_stride, in_pairs(),
+                           [&](auto rows, const Block<T>& block) { second<rows.value>(block); });
       }
       if (projected_) {
         part_.meet_slice();
-        multiply<!kControlled>(
-            m_.projection, part_, part_.rows, m_.operand, m_.unit_stride, in_pairs(),
-            [&](auto rows, const Block<T>& block) { projected<rows.value>(block); });
+        multiply<!kNormal>(m_.projection, part_, part_.rows, m_.operand, m_.unit_stride, in_pairs(),
+                           [&](auto rows, const Block<T>& block) { projected<rows.value>(block); });
       }
       part_.meet_slice();
     }
@@ -171,7 +169,7 @@ class ForwardLoop {
  private:
   const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
   T* hidden(int64_t s) const { return m_.hidden[s % 2] + m_.joined; }
-  bool in_pairs() const { return !kControlled && masks_.none(); }
+  bool in_pairs() const { return !kNormal && masks_.none(); }
   // Depends on the problem alone: the number of workers must not change how a sum is made.
   static bool joins(const Sizes& s) {
     return Cell::kSharedGates && Cell::kStages < 2 && !kNormal && s.inputs > 0 &&
@@ -244,8 +242,10 @@ class ForwardLoop {
   template <int N>
   void store_hidden(T* to, int64_t b, int64_t u, Rows<T, N> h) const {
     const int64_t at = b * m_.state_stride + u;
-    if constexpr (kControlled) store_rows<N>(m_.plain + at, m_.state_stride, h, kLanes);
-    if (control_.drops()) h = h * Rows<T, N>(load(m_.kept + at));
+    if (control_.drops()) {
+      store_rows<N>(m_.plain + at, m_.state_stride, h, kLanes);
+      h = h * load_rows<N>(m_.kept + at, m_.state_stride, kLanes);
+    }
     store_rows<N>(to + at, m_.state_stride, h, kLanes);
   }
 
@@ -268,7 +268,7 @@ class ForwardLoop {
   void finish() {
     for_states(state_blocks(), s_.state, m_.state_stride,
                [&](int64_t, int64_t to, int64_t from, int n) {
-                 const T* h = kControlled ? m_.plain : hidden(s_.steps);
+                 const T* h = control_.drops() ? m_.plain : hidden(s_.steps);
                  store(static_cast<S*>(p_.h_n) + to, load(h + from), n);
                });
     for_cells([&](int64_t, int64_t to, const T* from, int n) {
@@ -395,7 +395,7 @@ class ForwardLoop {
   // The hidden state that entered the step.
   template <int N>
   Rows<T, N> held(int64_t b, int64_t u) const {
-    const T* from = kControlled ? m_.plain : read_;
+    const T* from = control_.drops() ? m_.plain : read_;
     return load_rows<N>(from + b * m_.state_stride + u, m_.state_stride, kLanes);
   }
 
@@ -484,7 +484,7 @@ class ForwardLoop {
   // The state that a step leaves, `after` being the cell's.
   template <int N>
   Rows<T, N> zoned(int state, const Block<T>& block, Rows<T, N> before, Rows<T, N> after) const {
-    const Rows<T, N> stays(control_.stays(state, {block.row, block.unit, t_, d_}));
+    const Rows<T, N> stays = control_.template stays<N>(state, {block.row, block.unit, t_, d_});
     return stays * before + (Rows<T, N>(1) - stays) * after;  // exact where a mask is drawn
   }
 

@@ -109,6 +109,17 @@ struct BackwardParams {
   void* dh;
 };
 
+// out [D, N, M] = 0 with the given probability, else 1 / (1 - probability): what a dropout
+// multiplies hidden states of N sequences or N rows of weights with. In float or double.
+struct KeptParams {
+  Dtype dtype;
+  uint64_t seed;
+  uint32_t draw;  // a `Draw` of random.h
+  double probability;
+  int64_t directions, rows, columns;  // D, N, M
+  void* out;
+};
+
 // out [M, N] = start + A [M, K] B [K, N], in float or double. One stride of A is 1; the columns of
 // B are neighbours.
 struct MatrixParams {

@@ -9,56 +9,69 @@ namespace {
 
 constexpr int kWordLanes = kVectorBytes / 4;
 
-// The low words of the products of all lanes with a number, and the high ones.
-BPTT_INLINE WordRaw multiply_wide(WordRaw x, uint32_t by, WordRaw* high) {
+BPTT_INLINE WordRaw same_words(uint32_t word) { return WordRaw{} + word; }
+
+// A counter of every other lane in the low half of 64 bits; the high halves hold anything.
+typedef uint64_t WideRaw __attribute__((vector_size(kVectorBytes)));
+
+// The low halves' products with a number.
+BPTT_INLINE WideRaw multiply_low(WideRaw x, uint32_t by) {
 #if defined(__AVX512F__)
-  const __m512i words = reinterpret_cast<__m512i>(x), factor = _mm512_set1_epi64(by);
-  const __m512i even = _mm512_mul_epu32(words, factor);
-  const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(words, 32), factor);
-  *high =
-      reinterpret_cast<WordRaw>(_mm512_mask_blend_epi32(0xAAAA, _mm512_srli_epi64(even, 32), odd));
-  return reinterpret_cast<WordRaw>(
-      _mm512_mask_blend_epi32(0xAAAA, even, _mm512_slli_epi64(odd, 32)));
+  return reinterpret_cast<WideRaw>(
+      _mm512_mul_epu32(reinterpret_cast<__m512i>(x), _mm512_set1_epi64(by)));
 #elif defined(__AVX2__)
-  const __m256i words = reinterpret_cast<__m256i>(x), factor = _mm256_set1_epi64x(by);
-  const __m256i even = _mm256_mul_epu32(words, factor);
-  const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(words, 32), factor);
-  *high = reinterpret_cast<WordRaw>(_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA));
-  return reinterpret_cast<WordRaw>(_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA));
+  return reinterpret_cast<WideRaw>(
+      _mm256_mul_epu32(reinterpret_cast<__m256i>(x), _mm256_set1_epi64x(by)));
 #else
-  WordRaw low;
-  for (int lane = 0; lane < kWordLanes; ++lane) {
-    const uint64_t product = uint64_t{x[lane]} * by;
-    low[lane] = static_cast<uint32_t>(product);
-    (*high)[lane] = static_cast<uint32_t>(product >> 32);
-  }
-  return low;
+  return (x & 0xFFFFFFFF) * uint64_t{by};
 #endif
 }
 
-BPTT_INLINE WordRaw same_words(uint32_t word) { return WordRaw{} + word; }
+// All rounds of `philox` for half of the lanes, and its words 0 and 1. In the first round only
+// counter 0 differs from lane to lane.
+BPTT_INLINE void philox_lanes(uint64_t seed, WideRaw c0, uint32_t c1, uint32_t c2, uint32_t c3,
+                              WideRaw (&words)[2]) {
+  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
+  const auto next_key = [&] {
+    k0 += 0x9E3779B9;
+    k1 += 0xBB67AE85;
+  };
+  const uint64_t b0 = uint64_t{0xCD9E8D57} * c2;
+  const uint64_t same0 = uint32_t(b0 >> 32) ^ c1 ^ k0, same1 = uint32_t(b0);
+  const WideRaw a0 = multiply_low(c0, 0xD2511F53);
+  WideRaw w2 = (a0 >> 32) ^ uint64_t { c3 ^ k1 }, w3 = a0;
+  next_key();
+  const uint64_t a1 = uint64_t{0xD2511F53} * same0;
+  const WideRaw b1 = multiply_low(w2, 0xCD9E8D57);
+  WideRaw w0 = (b1 >> 32) ^ (same1 ^ k0), w1 = b1;
+  w2 = w3 ^ ((a1 >> 32) ^ k1);
+  w3 = WideRaw{} + a1;
+#pragma GCC unroll 8
+  for (int round = 2; round < kRounds; ++round) {
+    next_key();
+    const WideRaw a = multiply_low(w0, 0xD2511F53), b = multiply_low(w2, 0xCD9E8D57);
+    w0 = (b >> 32) ^ w1 ^ uint64_t{k0};
+    w1 = b;
+    w2 = (a >> 32) ^ w3 ^ uint64_t{k1};
+    w3 = a;
+  }
+  words[0] = w0;
+  words[1] = w1;
+}
 
 // Words 0 and 1 of `draw_at` for units from `unit` on.
 BPTT_INLINE void draw_lanes(uint64_t seed, Draw what, int64_t unit, int64_t row, int64_t time,
                             int64_t direction, WordRaw (&words)[2]) {
-  uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
-  WordRaw c0, c1 = same_words(static_cast<uint32_t>(row));
-  for (int lane = 0; lane < kWordLanes; ++lane) c0[lane] = static_cast<uint32_t>(unit + lane);
-  WordRaw c2 = same_words(static_cast<uint32_t>(time));
-  WordRaw c3 = same_words(static_cast<uint32_t>(4 * direction) + static_cast<uint32_t>(what));
-  for (int round = 0; round < 10; ++round) {
-    WordRaw a_high, b_high;
-    const WordRaw a = multiply_wide(c0, 0xD2511F53, &a_high);
-    const WordRaw b = multiply_wide(c2, 0xCD9E8D57, &b_high);
-    c0 = b_high ^ c1 ^ k0;
-    c1 = b;
-    c2 = a_high ^ c3 ^ k1;
-    c3 = a;
-    k0 += 0x9E3779B9;
-    k1 += 0xBB67AE85;
+  const uint32_t kind = static_cast<uint32_t>(4 * direction) + static_cast<uint32_t>(what);
+  WideRaw even, halves[2][2];
+  for (int lane = 0; lane < kWordLanes / 2; ++lane) even[lane] = uint32_t(unit + 2 * lane);
+  for (int odd = 0; odd < 2; ++odd) {
+    philox_lanes(seed, even + uint64_t(odd), static_cast<uint32_t>(row),
+                 static_cast<uint32_t>(time), kind, halves[odd]);
   }
-  words[0] = c0;
-  words[1] = c1;
+  for (int k = 0; k < 2; ++k) {
+    words[k] = reinterpret_cast<WordRaw>((halves[0][k] & 0xFFFFFFFF) | halves[1][k] << 32);
+  }
 }
 
 // `yes` in the lanes whose words say that it happens, `no` in the others.

@@ -31,6 +31,9 @@ STABLE_TORCH_LIBRARY(bptt, m) {
   // start [M, N] + a [M, K] @ b [K, N], float32 or float64: gradients that are one product over all
   // steps. The result is dense, and the same to the bit for any number of threads.
   m.def("matrix_product(Tensor a, Tensor b, Tensor? start) -> Tensor");
+  // Masks of a dropout on a CPU, [D, N, M]: 0 or 1 / (1 - probability), float64 if wide, else
+  // float32. draw: `Draw` of csrc/engine/random.h.
+  m.def("kept(Tensor seed, float probability, int[] shape, int draw, bool wide) -> Tensor");
   m.def("cpu_instruction_set() -> str");
   // How the cpu backend would share sizes [T, B, D, H, R] among torch's threads: lanes, row slices,
   // unit slices, elements of a vector register.

@@ -293,6 +293,20 @@ def _fake_product(a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
 
+def _fake_kept(
+    seed: Tensor, probability: float, shape: Sequence[int], draw: int, wide: bool
+) -> Tensor:
+    return seed.new_empty(shape, dtype=torch.float64 if wide else torch.float32)
+
+
+def _kept_for_each(
+    info: Any, in_dims: Sequence[int | None], seeds: Tensor, *rest: Any
+) -> tuple[Tensor, int]:
+    """vmap's rule: a seed for each."""
+    assert in_dims[0] is not None
+    return torch.stack([torch.ops.bptt.kept(s, *rest) for s in seeds.unbind(in_dims[0])]), 0
+
+
 def _setup_product(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     ctx.save_for_backward(*inputs[:2])
 
@@ -406,6 +420,8 @@ def _register() -> None:
     library.register_fake("bptt::recurrence_forward", _fake_forward)
     library.register_fake("bptt::recurrence_backward", _fake_backward)
     library.register_fake("bptt::matrix_product", _fake_product)
+    library.register_fake("bptt::kept", _fake_kept)
+    library.register_vmap("bptt::kept", _kept_for_each)
     library.register_autograd(
         "bptt::matrix_product", _product_backward, setup_context=_setup_product
     )

@@ -194,7 +194,7 @@ class _Direction:
             return None
         assert self.seed is not None
         shape = (self.direction + 1, self.batch, self.state)
-        return random.kept(self.seed, p, shape, like.dtype)[self.direction]
+        return random.kept_by_torch(self.seed, p, shape, like.dtype)[self.direction]
 
     def _draw(self, kind: int, time: int) -> list[Tensor]:
         assert self.seed is not None

@@ -64,7 +64,7 @@ def weight_rows(plan, cell, backward):
 
 def part_depth(plan, cell, number, backward):
     columns = plan["team"] * plan["units"] * (len(CELLS[cell].gates) if backward else 1)
-    return rounded_up(ceil(rounded_up(columns, 64 // BYTES[number]), plan["parts"]), 64)
+    return rounded_up(ceil(rounded_up(columns, 128 // BYTES[number]), plan["parts"]), 64)
 
 
 def shared_bytes(plan, cell, number, backward):
@@ -74,7 +74,7 @@ def shared_bytes(plan, cell, number, backward):
     gates, word = len(spec.gates), 4 // size
     units, rows, all_rows = plan["units"], plan["rows"], plan["rows"] * plan["passes"]
     columns = plan["team"] * units * (gates if backward else 1)
-    pitch = rounded_up(columns, 64 // size) + 16 // size
+    pitch = rounded_up(columns, 128 // size) + 16 // size
     fetched = gates
     if backward:  # saved values, dy, and two states of which cell states are float
         fetched = len(spec.saved) + 1 + 2 * (word if len(spec.states) == 2 else 1)
@@ -87,6 +87,7 @@ def shared_bytes(plan, cell, number, backward):
         (1 if plan["tier"] == "grid" else 2) * rows * pitch * size,
         sums,
         carried * all_rows * units * 4,
+        0 if backward else 2 * gates * units * 4,  # biases
         fetched * all_rows * units // word * 4,
     ]
     return rounded_up(sum(arrays), 8) + 16
@@ -102,7 +103,7 @@ def assert_cut(p, cell, number, batch, hidden, backward):
     assert p["rows"] * (p["passes"] - 1) < batch
     gates = len(CELLS[cell].gates)
     columns = p["team"] * p["units"] * (gates if backward else 1)
-    depth = rounded_up(columns, 64 // BYTES[number])
+    depth = rounded_up(columns, 128 // BYTES[number])
     part = part_depth(p, cell, number, backward)
     assert part * (p["parts"] - 1) < depth <= part * p["parts"]
     rows = weight_rows(p, cell, backward)

@@ -24,10 +24,26 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
   static constexpr int kBefore = kAfter + static_cast<int>(sizeof(Kept) / sizeof(S));
   static constexpr int kDwUnit = Cell::kStates;  // planes of sums behind the states' gradients
 
+  static constexpr int kStates = Cell::kStates, kSaved = Cell::kSaved;
+  // Gradients of gates that a step makes: twice where the two products' differ.
+  static constexpr int kMade = Cell::kSharedGates ? 1 : 2;
+
+  // What a step makes of a word's units. Its way to global memory begins when the publication that
+  // others wait for is out.
+  struct Made {
+    int64_t at;       // of the row in arrays [T, B, D]
+    int unit, valid;  // the first one, and how many there are; none before the first word
+    float dgates[kMade][kGates][kPerWord];  // of the input's product, and the hidden state's
+    float dh[kPerWord];
+  };
+
   const BackwardArgs<S>& p;
+  const bool whole;  // see moves_words
 
   __device__ BackwardBlock(const BackwardArgs<S>& p, const Cut& cut, const ExchangeArgs& exchange)
-      : Base(p, cut, exchange), p(p) {}
+      : Base(p, cut, exchange),
+        p(p),
+        whole(this->moves_words(p.dy, p.y, p.saved, p.cells, p.dgates_x, p.dgates_h, p.dh)) {}
 
   // Row u holds what unit u of every gate is multiplied with; a gate's columns are all units.
   __device__ void load_weights() {
@@ -71,7 +87,7 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
     return this->backwards ? t + 1 >= length(row) || t + 1 == sizes.steps : t == 0;
   }
 
-  // Sends for what a step reads.
+  // Sends for what a step reads, when this thread has read what the step before needed.
   __device__ void fetch(int step) const {
     const int64_t t = time_of(step), H = sizes.hidden;
     this->for_all_items([&](int item, int row, int first) {
@@ -79,14 +95,14 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
       const int64_t at = this->at(t, row), units = at * H + unit0 + first;
       BPTT_UNROLL
       for (int k = 0; k < Cell::kSaved; ++k) {
-        stage.fetch(k, item, p.saved, (at * Cell::kSaved + k) * H + unit0 + first, valid);
+        stage.fetch(k, item, p.saved, (at * Cell::kSaved + k) * H + unit0 + first, valid, whole);
       }
-      if (p.dy) stage.fetch(kDy, item, p.dy, units, valid);
+      if (p.dy) stage.fetch(kDy, item, p.dy, units, valid, whole);
       const int64_t before =
           units + (this->backwards ? 1 : -1) * sizes.batch * sizes.directions * H;
       const View<const Kept> kept = history();
-      stage.fetch(kAfter, item, kept, units, valid);
-      if (!is_first(t, row)) stage.fetch(kBefore, item, kept, before, valid);
+      stage.fetch(kAfter, item, kept, units, valid, whole);
+      if (!is_first(t, row)) stage.fetch(kBefore, item, kept, before, valid, whole);
     });
     commit_copies();
   }
@@ -98,65 +114,122 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
     }
   }
 
-  // A state that entered the step.
-  __device__ float before(int64_t t, int item, int row, int first, int j) const {
-    const int64_t place = this->lane(row) * sizes.hidden + unit0 + first + j;
-    if constexpr (Cell::kStates == 2) {
-      if (is_first(t, row)) return Number::widen(p.c0[place]);
-      return stage.template read<float>(kBefore, item, j);
-    } else {
-      if (is_first(t, row)) return Number::widen(p.h0[place]);
-      return Number::widen(stage.template read<S>(kBefore, item, j));
+  // The states of a word's units that entered the step: the one that the cell looks at.
+  __device__ void read_before(int64_t t, int item, int row, int first,
+                              float (&values)[kPerWord]) const {
+    if (!is_first(t, row)) return read_kept(kBefore, item, values);
+    const int64_t place = this->lane(row) * sizes.hidden + unit0 + first;
+    const View<const S>& initial = kStates == 2 ? p.c0 : p.h0;
+    BPTT_UNROLL
+    for (int j = 0; j < kPerWord; ++j) {
+      values[j] = j < this->valid(first) ? Number::widen(initial[place + j]) : 0;
     }
   }
-  __device__ float after(int item, int j) const {
-    if constexpr (Cell::kStates == 2) {
-      return stage.template read<float>(kAfter, item, j);
+  __device__ void read_kept(int plane, int item, float (&values)[kPerWord]) const {
+    if constexpr (kStates == 2) {
+      stage.read(plane, item, values);
     } else {
-      return Number::widen(stage.template read<S>(kAfter, item, j));
+      read_units(plane, item, values);
+    }
+  }
+  __device__ void read_units(int plane, int item, float (&values)[kPerWord]) const {
+    S stored[kPerWord];
+    stage.read(plane, item, stored);
+    BPTT_UNROLL
+    for (int j = 0; j < kPerWord; ++j) values[j] = Number::widen(stored[j]);
+  }
+
+  // The cell of a word's units. dstates [states, units] comes with the gradients of the states that
+  // the step left, and goes with those of the states before; `sent` gets the gates' gradients as
+  // the team is to multiply them.
+  __device__ void run_cell(int64_t t, int item, int row, int first, bool keep, Made& made,
+                           float (&dstates)[kStates][kPerWord],
+                           float (&sent)[kGates][kPerWord]) const {
+    constexpr int kUnitWeights = Cell::kUnitWeights > 0 ? Cell::kUnitWeights : 1;
+    float saved[kSaved > 0 ? kSaved : 1][kPerWord], before[kPerWord], after[kPerWord];
+    BPTT_UNROLL
+    for (int k = 0; k < kSaved; ++k) read_units(k, item, saved[k]);
+    read_before(t, item, row, first, before);
+    read_kept(kAfter, item, after);
+    BPTT_UNROLL
+    for (int j = 0; j < kPerWord; ++j) {
+      float dgates_x[kGates], dgates_h[kGates], dw_unit[kUnitWeights] = {}, w_unit[kUnitWeights];
+      float own[kSaved > 0 ? kSaved : 1], previous[kStates] = {}, states[kStates] = {};
+      float down[kStates];
+      BPTT_UNROLL
+      for (int k = 0; k < kSaved; ++k) own[k] = saved[k][j];
+      BPTT_UNROLL
+      for (int k = 0; k < Cell::kUnitWeights; ++k) {
+        const int place = (direction * Cell::kUnitWeights + k) * sizes.hidden + made.unit + j;
+        w_unit[k] = j < made.valid ? Number::widen(p.w_unit[place]) : 0;
+      }
+      previous[kStates - 1] = keep ? before[j] : 0;
+      states[kStates - 1] = after[j];
+      BPTT_UNROLL
+      for (int k = 0; k < kStates; ++k) down[k] = dstates[k][j];
+      Cell::backward(PlainMath{}, own, previous, states, w_unit, down, dgates_x, dgates_h, dw_unit);
+      const bool there = j < made.valid;
+      BPTT_UNROLL
+      for (int k = 0; k < kStates; ++k) dstates[k][j] = keep && there ? down[k] : 0;
+      BPTT_UNROLL
+      for (int k = 0; k < Cell::kUnitWeights; ++k) {
+        if (there) this->state(kDwUnit + k, row, first + j) += dw_unit[k];
+      }
+      BPTT_UNROLL
+      for (int g = 0; g < kGates; ++g) {
+        made.dgates[0][g][j] = dgates_x[g];
+        made.dgates[kMade - 1][g][j] = dgates_h[g];
+        sent[g][j] = keep && there ? dgates_h[g] : 0;
+      }
     }
   }
 
-  // The cell of one unit; `sent` gets the gates' gradients as the team is to multiply them.
-  __device__ void unit(int64_t t, int item, int row, int first, int j, bool active, bool keep,
-                       float dh, float (&sent)[kGates]) const {
-    constexpr int kSaved = Cell::kSaved > 0 ? Cell::kSaved : 1,
-                  kUnitWeights = Cell::kUnitWeights > 0 ? Cell::kUnitWeights : 1;
-    constexpr int kLast = Cell::kStates - 1;
-    const int H = sizes.hidden, u = first + j, unit = unit0 + u;
-    float dgates_x[kGates] = {}, dgates_h[kGates] = {};
-    float saved[kSaved], w_unit[kUnitWeights], dw_unit[kUnitWeights] = {};
-    float previous[Cell::kStates] = {}, states[Cell::kStates] = {}, dstates[Cell::kStates];
-    dstates[0] = dh;
-    if (active && p.dy) dstates[0] += Number::widen(stage.template read<S>(kDy, item, j));
-    if (p.dh) p.dh[this->at(t, row) * H + unit] = Number::narrow(active ? dstates[0] : 0);
-    if (active) {
+  __device__ Made make(int64_t t, int step, int item, int row, int first,
+                       float (&sent)[kGates][kPerWord]) const {
+    const int b = this->row0 + row;
+    const bool active = t < length(row);
+    const bool keep = active && (!p.resets || p.resets[t * sizes.batch + b] == 0);
+    Made made = {};
+    made.at = this->at(t, row);
+    made.unit = unit0 + first;
+    made.valid = this->valid(first);
+    float dstates[kStates][kPerWord], through[1][kPerWord] = {};
+    BPTT_UNROLL
+    for (int k = 0; k < kStates; ++k) {
+      const FloatWord<kPerWord> left = this->state_word(k, row, first);
       BPTT_UNROLL
-      for (int k = 0; k < Cell::kSaved; ++k)
-        saved[k] = Number::widen(stage.template read<S>(k, item, j));
-      BPTT_UNROLL
-      for (int k = 0; k < Cell::kUnitWeights; ++k) {
-        w_unit[k] = Number::widen(p.w_unit[(direction * Cell::kUnitWeights + k) * H + unit]);
-      }
-      previous[kLast] = keep ? before(t, item, row, first, j) : 0;
-      states[kLast] = after(item, j);
-      if constexpr (Cell::kStates == 2) dstates[1] = this->state(1, row, u);
-      Cell::backward(PlainMath{}, saved, previous, states, w_unit, dstates, dgates_x, dgates_h,
-                     dw_unit);
-      if constexpr (Cell::kStates == 2) this->state(1, row, u) = keep ? dstates[1] : 0;
-      BPTT_UNROLL
-      for (int k = 0; k < Cell::kUnitWeights; ++k) this->state(kDwUnit + k, row, u) += dw_unit[k];
-      if (!keep) dstates[0] = 0;
+      for (int j = 0; j < kPerWord; ++j) dstates[k][j] = left.x[j];
     }
-    this->state(0, row, u) = dstates[0];
-    const int64_t gates = this->at(t, row) * kGates * H + unit;
+    if (step > 0) this->sums.add(through, 0, first, row % cut.rows);
+    float dy[kPerWord] = {};
+    if (active && p.dy) read_units(kDy, item, dy);
+    BPTT_UNROLL
+    for (int j = 0; j < kPerWord; ++j) {
+      dstates[0][j] += through[0][j] + dy[j];
+      made.dh[j] = active ? dstates[0][j] : 0;
+    }
+    if (active) run_cell(t, item, row, first, keep, made, dstates, sent);
+    BPTT_UNROLL
+    for (int k = 0; k < kStates; ++k) {
+      FloatWord<kPerWord> word;
+      BPTT_UNROLL
+      for (int j = 0; j < kPerWord; ++j) word.x[j] = dstates[k][j];
+      this->state_word(k, row, first) = word;
+    }
+    return made;
+  }
+
+  __device__ void store(const Made& made) const {
+    if (made.valid == 0) return;
+    const int H = sizes.hidden;
+    if (p.dh) Base::store(p.dh, made.at * H + made.unit, made.dh, made.valid, whole);
     BPTT_UNROLL
     for (int g = 0; g < kGates; ++g) {
-      p.dgates_x[gates + int64_t{g} * H] = Number::narrow(dgates_x[g]);
+      const int64_t place = (made.at * kGates + g) * H + made.unit;
+      Base::store(p.dgates_x, place, made.dgates[0][g], made.valid, whole);
       if constexpr (!Cell::kSharedGates) {
-        p.dgates_h[gates + int64_t{g} * H] = Number::narrow(dgates_h[g]);
+        Base::store(p.dgates_h, place, made.dgates[1][g], made.valid, whole);
       }
-      sent[g] = keep ? dgates_h[g] : 0;
     }
   }
 
@@ -170,39 +243,36 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
   __device__ void step(int step) {
     const int64_t t = time_of(step);
     const int all_units = layout.columns / kGates;
-    for (int pass = 0; pass < this->passes(); ++pass) {
+    Made made;
+    made.valid = 0;
+    for (int pass = 0; pass < this->passes; ++pass) {
       if (step > 0) multiply(step, pass);
       wait_for_copies<0>();
       this->for_items(pass, [&](int item, int row, int first) {
-        const int b = this->row0 + row;
-        const bool active = t < length(row);
-        const bool keep = active && (!p.resets || p.resets[t * sizes.batch + b] == 0);
-        float dgates[kGates][kPerWord] = {};
-        BPTT_UNROLL
-        for (int j = 0; j < kPerWord; ++j) {
-          if (j >= this->valid(first)) continue;
-          float dh = this->state(0, row, first + j), sent[kGates];
-          if (step > 0) dh += this->sums.total(first + j, row % cut.rows);
-          unit(t, item, row, first, j, active, keep, dh, sent);
-          BPTT_UNROLL
-          for (int g = 0; g < kGates; ++g) dgates[g][j] = sent[g];
-        }
+        store(made);  // the word before
+        float sent[kGates][kPerWord] = {};
+        made = make(t, step, item, row, first, sent);
         BPTT_UNROLL
         for (int g = 0; g < kGates; ++g) {
-          team.publish(step, row, g * all_units + unit0 + first, packed<Number>(dgates[g]));
+          team.publish(step, row, g * all_units + made.unit, packed<Number>(sent[g]));
         }
       });
     }
+    team.arrive(step);
+    store(made);
+    if (step + 1 < sizes.steps) fetch(step + 1);
   }
 
   __device__ void end() {
-    for (int pass = 0; pass < this->passes(); ++pass) {
+    for (int pass = 0; pass < this->passes; ++pass) {
       multiply(sizes.steps, pass);
       this->for_items(pass, [&](int, int row, int first) {
         for (int j = 0; j < this->valid(first); ++j) {
           const int u = first + j;
           const int64_t place = this->lane(row) * sizes.hidden + unit0 + u;
-          const float dh = this->state(0, row, u) + this->sums.total(u, row % cut.rows);
+          float through[1][1] = {};
+          this->sums.add(through, 0, u, row % cut.rows);
+          const float dh = this->state(0, row, u) + through[0][0];
           p.dh0[place] = Number::narrow(dh);
           if constexpr (Cell::kStates == 2) p.dc0[place] = Number::narrow(this->state(1, row, u));
           const int64_t sums_row = int64_t{this->row0 + row} * sizes.directions + direction;
@@ -224,12 +294,12 @@ __global__ void __launch_bounds__(kThreads, 1)
     block.load_weights();
     block.begin();
     block.team.start();
+    block.fetch(0);
     for (int step = 0; step < p.steps; ++step) {
-      block.fetch(step);
-      if (step > 0) block.team.exchange(step - 1);
+      if (step > 0) block.team.wait(step - 1);
       block.step(step);
     }
-    block.team.exchange(p.steps - 1);
+    block.team.wait(p.steps - 1);
     block.end();
     block.team.finish();
   }

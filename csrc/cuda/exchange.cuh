@@ -39,7 +39,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       memcpy(&word, &value, 4);
       team.publish(n, item / cut.units, blockIdx.x * cut.units + item % cut.units, word);
     }
-    team.exchange(n);
+    team.arrive(n);
+    team.wait(n);
     const Tile<float> tile = team.operand(n, 0);
     if (threadIdx.x == 0 && tile.at(cut.rows - 1, next) == static_cast<float>(n)) ++right;
   }

@@ -15,10 +15,22 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, Weights, false> {
   using Base::cut, Base::layout, Base::sizes, Base::direction, Base::unit0, Base::stage, Base::team;
   static constexpr int kGates = Cell::kGates, kPerWord = Base::kPerWord;
 
+  static constexpr int kStates = Cell::kStates, kSaved = Cell::kSaved;
+
+  // What a step makes of a word's units. Its way to global memory begins when the publication that
+  // others wait for is out.
+  struct Made {
+    int64_t at;       // of the row in arrays [T, B, D]
+    int unit, valid;  // the first one, and how many there are; none before the first word
+    bool active;
+    float h[kPerWord], c[kPerWord], saved[kSaved > 0 ? kSaved : 1][kPerWord];
+  };
+
   const ForwardArgs<S>& p;
+  const bool whole;  // see moves_words
 
   __device__ ForwardBlock(const ForwardArgs<S>& p, const Cut& cut, const ExchangeArgs& exchange)
-      : Base(p, cut, exchange), p(p) {}
+      : Base(p, cut, exchange), p(p), whole(this->moves_words(p.gates_x, p.y, p.saved, p.cells)) {}
 
   // Weights of gate g and unit u in row g * units + u; zeros past the last unit, gate and column.
   __device__ void load_weights() {
@@ -30,8 +42,19 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, Weights, false> {
     });
   }
 
-  // The states at the start, and the hidden one to the team as publication 0.
+  // The biases of the block's units; the states at the start, and the hidden one to the team as
+  // publication 0.
   __device__ void begin() {
+    for (int k = threadIdx.x; k < kGates * cut.units; k += blockDim.x) {
+      const int gate = k / cut.units, unit = unit0 + k % cut.units;
+      const int place = (direction * kGates + gate) * sizes.hidden + unit;
+      const bool there = unit < sizes.hidden;
+      const float of_x = there && p.b_ih ? Number::widen(p.b_ih[place]) : 0;
+      const float of_h = there && p.b_hh ? Number::widen(p.b_hh[place]) : 0;
+      // Where gates are sums of both products, one addition does for both.
+      this->biases[k] = Cell::kSharedGates ? of_x + of_h : of_x;
+      this->biases[kGates * cut.units + k] = Cell::kSharedGates ? 0 : of_h;
+    }
     this->for_all_items([&](int, int row, int first) {
       float h[kPerWord];
       BPTT_UNROLL
@@ -39,89 +62,133 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, Weights, false> {
         const bool inside = j < this->valid(first);
         const int64_t place = this->lane(row) * sizes.hidden + unit0 + first + j;
         this->state(0, row, first + j) = h[j] = inside ? Number::widen(p.h0[place]) : 0;
-        if constexpr (Cell::kStates == 2) {
+        if constexpr (kStates == 2) {
           this->state(1, row, first + j) = inside ? Number::widen(p.c0[place]) : 0;
         }
       }
       team.publish(0, row, unit0 + first, packed<Number>(h));
     });
+    team.arrive(0);
+    fetch(0);
   }
 
   __device__ int64_t time_of(int step) const {
     return this->backwards ? sizes.steps - 1 - step : step;
   }
 
-  // Sends for the gates of a step.
+  // Sends for the gates of a step, when this thread has read those of the step before.
   __device__ void fetch(int step) const {
     const int64_t t = time_of(step);
     this->for_all_items([&](int item, int row, int first) {
       const int64_t place = this->at(t, row) * kGates * sizes.hidden + unit0 + first;
       BPTT_UNROLL
       for (int g = 0; g < kGates; ++g) {
-        stage.fetch(g, item, p.gates_x, place + int64_t{g} * sizes.hidden, this->valid(first));
+        stage.fetch(g, item, p.gates_x, place + int64_t{g} * sizes.hidden, this->valid(first),
+                    whole);
       }
     });
     commit_copies();
   }
 
-  // The cell of one unit; returns its hidden state after the step.
-  __device__ float unit(int64_t t, int item, int row, int first, int j, bool active, bool keep) {
-    const int H = sizes.hidden, u = first + j, unit = unit0 + u;
-    const int pass_row = row % cut.rows;
-    float gates_x[kGates], gates_h[kGates], before[Cell::kStates], after[Cell::kStates];
-    float saved[Cell::kSaved > 0 ? Cell::kSaved : 1],
-        w_unit[Cell::kUnitWeights > 0 ? Cell::kUnitWeights : 1];
+  // The gates of a word's units: their projected inputs, and their products with the hidden state.
+  __device__ void read_gates(int item, int pass_row, int first, bool keep,
+                             float (&gates_x)[kPerWord][kGates],
+                             float (&gates_h)[kPerWord][kGates]) const {
+    float sums[kGates][kPerWord] = {};
+    this->sums.add(sums, cut.units, first, pass_row);
     BPTT_UNROLL
     for (int g = 0; g < kGates; ++g) {
-      const int bias = (direction * kGates + g) * H + unit;
-      gates_x[g] = Number::widen(stage.template read<S>(g, item, j));
-      if (p.b_ih) gates_x[g] += Number::widen(p.b_ih[bias]);
-      gates_h[g] = keep ? this->sums.total(g * cut.units + u, pass_row) : 0;
-      if (p.b_hh) gates_h[g] += Number::widen(p.b_hh[bias]);
-    }
-    BPTT_UNROLL
-    for (int k = 0; k < Cell::kStates; ++k) before[k] = keep ? this->state(k, row, u) : 0;
-    BPTT_UNROLL
-    for (int k = 0; k < Cell::kUnitWeights; ++k) {
-      w_unit[k] = Number::widen(p.w_unit[(direction * Cell::kUnitWeights + k) * H + unit]);
-    }
-    Cell::forward(PlainMath{}, gates_x, gates_h, before, w_unit, after, saved);
-    const int64_t at = this->at(t, row);
-    p.y[at * H + unit] = Number::narrow(active ? after[0] : 0);
-    if (!active) return this->state(0, row, u);
-    BPTT_UNROLL
-    for (int k = 0; k < Cell::kStates; ++k) this->state(k, row, u) = after[k];
-    if (p.saved) {
+      S x[kPerWord];
+      stage.read(g, item, x);
+      const auto bias_x = this->bias(g, first), bias_h = this->bias(kGates + g, first);
       BPTT_UNROLL
-      for (int k = 0; k < Cell::kSaved; ++k) {
-        p.saved[(at * Cell::kSaved + k) * H + unit] = Number::narrow(saved[k]);
+      for (int j = 0; j < kPerWord; ++j) {
+        gates_x[j][g] = Number::widen(x[j]) + bias_x.x[j];
+        gates_h[j][g] = keep ? sums[g][j] : 0;
+        if constexpr (!Cell::kSharedGates) gates_h[j][g] += bias_h.x[j];
       }
     }
-    if (Cell::kStates == 2 && p.cells) p.cells[at * H + unit] = after[Cell::kStates - 1];
-    return after[0];
+  }
+
+  // The cell of a word's units.
+  __device__ Made make(int64_t t, int item, int row, int first) const {
+    const int b = this->row0 + row;
+    Made made;
+    made.active = !p.lengths || t < p.lengths[b];
+    made.at = this->at(t, row);
+    made.unit = unit0 + first;
+    made.valid = this->valid(first);
+    const bool keep = made.active && (!p.resets || p.resets[t * sizes.batch + b] == 0);
+    float gates_x[kPerWord][kGates], gates_h[kPerWord][kGates];
+    read_gates(item, row % cut.rows, first, keep, gates_x, gates_h);
+    FloatWord<kPerWord> states[kStates];
+    BPTT_UNROLL
+    for (int k = 0; k < kStates; ++k) states[k] = this->state_word(k, row, first);
+    BPTT_UNROLL
+    for (int j = 0; j < kPerWord; ++j) {
+      float before[kStates], after[kStates], saved[kSaved > 0 ? kSaved : 1];
+      float w_unit[Cell::kUnitWeights > 0 ? Cell::kUnitWeights : 1];
+      BPTT_UNROLL
+      for (int k = 0; k < kStates; ++k) before[k] = keep ? states[k].x[j] : 0;
+      BPTT_UNROLL
+      for (int k = 0; k < Cell::kUnitWeights; ++k) {
+        const int place = (direction * Cell::kUnitWeights + k) * sizes.hidden + made.unit + j;
+        w_unit[k] = j < made.valid ? Number::widen(p.w_unit[place]) : 0;
+      }
+      Cell::forward(PlainMath{}, gates_x[j], gates_h[j], before, w_unit, after, saved);
+      const bool moves = made.active && j < made.valid;
+      BPTT_UNROLL
+      for (int k = 0; k < kStates; ++k) states[k].x[j] = moves ? after[k] : states[k].x[j];
+      made.h[j] = states[0].x[j];
+      made.c[j] = states[kStates - 1].x[j];
+      BPTT_UNROLL
+      for (int k = 0; k < kSaved; ++k) made.saved[k][j] = saved[k];
+    }
+    BPTT_UNROLL
+    for (int k = 0; k < kStates; ++k) this->state_word(k, row, first) = states[k];
+    return made;
+  }
+
+  // Past its end a row's output is zero, and what it would save is not looked at.
+  __device__ void store(const Made& made) const {
+    if (made.valid == 0) return;
+    const int H = sizes.hidden;
+    float y[kPerWord];
+    BPTT_UNROLL
+    for (int j = 0; j < kPerWord; ++j) y[j] = made.active ? made.h[j] : 0;
+    Base::store(p.y, made.at * H + made.unit, y, made.valid, whole);
+    if (!made.active) return;
+    if (p.saved) {
+      BPTT_UNROLL
+      for (int k = 0; k < kSaved; ++k) {
+        const int64_t place = (made.at * kSaved + k) * H + made.unit;
+        Base::store(p.saved, place, made.saved[k], made.valid, whole);
+      }
+    }
+    if constexpr (kStates == 2) {
+      if (p.cells) Base::store(p.cells, made.at * H + made.unit, made.c, made.valid, whole);
+    }
   }
 
   __device__ void step(int step) {
     const int64_t t = time_of(step);
-    for (int pass = 0; pass < this->passes(); ++pass) {
+    Made made;
+    made.valid = 0;
+    for (int pass = 0; pass < this->passes; ++pass) {
       const Tile<S> hidden = team.operand(step, pass);
       this->weights.multiply(hidden);
       wait_for_copies<0>();
       sync_block();
       this->for_items(pass, [&](int item, int row, int first) {
-        const int b = this->row0 + row;
-        const bool active = !p.lengths || t < p.lengths[b];
-        const bool keep = active && (!p.resets || p.resets[t * sizes.batch + b] == 0);
-        float h[kPerWord] = {};
-        BPTT_UNROLL
-        for (int j = 0; j < kPerWord; ++j) {
-          if (j >= this->valid(first)) continue;
-          h[j] = unit(t, item, row, first, j, active, keep);
-        }
+        store(made);  // the word before
+        made = make(t, item, row, first);
         // Nobody waits for what the last step would publish.
-        if (step + 1 < sizes.steps) team.publish(step + 1, row, unit0 + first, packed<Number>(h));
+        if (step + 1 < sizes.steps) team.publish(step + 1, row, made.unit, packed<Number>(made.h));
       });
     }
+    if (step + 1 < sizes.steps) team.arrive(step + 1);
+    store(made);
+    if (step + 1 < sizes.steps) fetch(step + 1);
   }
 
   __device__ void end() const {
@@ -146,8 +213,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     block.team.start();
     block.begin();
     for (int step = 0; step < p.steps; ++step) {
-      block.fetch(step);
-      block.team.exchange(step);
+      block.team.wait(step);
       block.step(step);
     }
     block.end();

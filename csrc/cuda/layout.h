@@ -33,9 +33,10 @@ BPTT_HOST_DEVICE constexpr int smaller(int a, int b) { return a < b ? a : b; }
 
 // Elements from row to row of a matrix in shared memory. Rows start at 16 bytes, and eight of them
 // at different banks; the columns past `columns`, up to a chunk before the end, must hold zeros.
+// Without that chunk a row is a multiple of four instructions' depths.
 BPTT_HOST_DEVICE constexpr int pitch_of(int columns, int element_bytes) {
   const int chunk = 16 / element_bytes;
-  return rounded_up(columns, 4 * chunk) + chunk;
+  return rounded_up(columns, 4 * kStepBytes / element_bytes) + chunk;
 }
 
 // What a cell and a number's storage have to do with the size of things.
@@ -46,7 +47,7 @@ struct Shape {
 
 // Of a block: places in bytes, then sizes.
 struct Layout {
-  int weights, operand, sums, states, stage, team, bytes;
+  int weights, operand, sums, states, biases, stage, team, bytes;
   int gate_rows;   // of the weights: the rows of the product
   int columns;     // that a team exchanges for a sequence of the batch
   int pitch;       // of weights and operand
@@ -93,7 +94,8 @@ BPTT_HOST_DEVICE constexpr Layout layout_of(const Shape& s, const Cut& cut) {
       cut.parts * l.gate_rows * pitch_of(l.loaded, s.element_bytes) * s.element_bytes;
   // Weights that go to registers do so through the place of the sums.
   l.states = l.sums + (cut.held && loading > sums ? loading : sums);
-  l.stage = l.states + planes * cut.passes * cut.rows * cut.units * 4;
+  l.biases = l.states + planes * cut.passes * cut.rows * cut.units * 4;
+  l.stage = l.biases + (s.backward ? 0 : 2 * s.gates * cut.units * 4);
   l.team = rounded_up(l.stage + staged_planes(s) * cut.passes * l.items * 4, 8);
   l.bytes = l.team + 16;  // two transaction barriers
   return l;

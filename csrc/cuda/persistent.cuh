@@ -25,13 +25,30 @@ class Stage {
   static constexpr int kPerWord = 4 / sizeof(S);
 
   Stage() = default;
-  __device__ Stage(View<uint32_t> words, int items) : words_(words), items_(items) {}
+  __device__ Stage(View<uint32_t> words, int planes, int items)
+      : words_(words), planes_(planes), items_(items) {}
+
+  // Zeros everywhere, by all threads, before a barrier.
+  __device__ void clear() const {
+    for (int k = threadIdx.x; k < planes_ * items_; k += blockDim.x) words_[k] = 0;
+  }
 
   // The first `valid` of kPerWord neighbouring elements, which take sizeof(T) / sizeof(S) planes;
-  // the others become zeros.
+  // the others become zeros. With `whole` there are all of them or none, and they start at a word;
+  // of none anything is left.
   template <class T>
-  __device__ void fetch(int plane, int item, View<const T> from, int64_t place, int valid) const {
+  __device__ void fetch(int plane, int item, View<const T> from, int64_t place, int valid,
+                        bool whole) const {
     constexpr int kWhole = 4 / sizeof(T);  // elements of a word
+    if (whole) {
+      BPTT_UNROLL
+      for (int j = 0; j < kPerWord; j += kWhole) {
+        if (valid == 0) continue;
+        copy_async_word(words_.at((plane + j / kWhole) * items_ + item, 1),
+                        from.at(place + j, kWhole));
+      }
+      return;
+    }
     BPTT_UNROLL
     for (int j = 0; j < kPerWord; j += kWhole) {
       uint32_t* const to = words_.at((plane + j / kWhole) * items_ + item, 1);
@@ -48,22 +65,15 @@ class Stage {
     }
   }
 
-  // Zeros in their place.
+  // Those elements, after wait_for_copies.
   template <class T>
-  __device__ void clear(int plane, int item) const {
-    BPTT_UNROLL
-    for (size_t k = 0; k < sizeof(T) / sizeof(S); ++k) {
-      words_[(plane + static_cast<int>(k)) * items_ + item] = 0;
-    }
-  }
-
-  // Element j of those; after wait_for_copies.
-  template <class T>
-  __device__ T read(int plane, int item, int j) const {
+  __device__ void read(int plane, int item, T (&values)[kPerWord]) const {
     constexpr int kWhole = 4 / sizeof(T);
-    T values[kWhole];
-    memcpy(values, words_.at((plane + j / kWhole) * items_ + item, 1), 4);
-    return values[j % kWhole];
+    BPTT_UNROLL
+    for (int j = 0; j < kPerWord; j += kWhole) {
+      const uint32_t word = words_[(plane + j / kWhole) * items_ + item];
+      memcpy(values + j, &word, 4);
+    }
   }
 
  private:
@@ -72,7 +82,7 @@ class Stage {
   }
 
   View<uint32_t> words_;
-  int items_ = 0;
+  int planes_ = 0, items_ = 0;
 };
 
 template <class Number>
@@ -103,10 +113,14 @@ struct PersistentBlock {
   const Cut cut;
   const Layout layout;
   const int direction, unit0, row0, rows;  // as many rows as there are
+  const int passes;                        // that there are rows for
   const bool backwards;
+  // What a thread owns first of a pass, and how far it is from there to what it owns next.
+  const int width, own_row, own_unit, next_row, next_unit;
   Weights<Number> weights;
   Sums sums;
   View<float> states;  // planes of [passes * rows, units]
+  View<float> biases;  // [2 * gates, units]: of the input's and of the hidden state's product
   Stage<S> stage;
   Team<S> team;
 
@@ -118,7 +132,13 @@ struct PersistentBlock {
         unit0(blockIdx.x * cut.units),
         row0(blockIdx.y * cut.rows * cut.passes),
         rows(smaller(cut.rows * cut.passes, sizes.batch - row0)),
-        backwards(runs_backwards(sizes.pattern, direction)) {
+        passes((rows + cut.rows - 1) / cut.rows),
+        backwards(runs_backwards(sizes.pattern, direction)),
+        width(cut.units / kPerWord),
+        own_row(threadIdx.x / width),
+        own_unit(threadIdx.x % width * kPerWord),
+        next_row(blockDim.x / width),
+        next_unit(blockDim.x % width * kPerWord) {
     const int pitch = layout.pitch, buffers = Team<S>::kGrid ? 1 : 2;
     sums = {part<float>(layout.sums, cut.parts * cut.rows * layout.sums_pitch), cut.parts, cut.rows,
             layout.sums_pitch};
@@ -126,9 +146,11 @@ struct PersistentBlock {
     weights.layout = layout;
     weights.sums = sums;
     weights.tile = weight_tile();
-    states = part<float>(layout.states, (layout.stage - layout.states) / 4);
-    stage = {part<uint32_t>(layout.stage, staged_planes(shape()) * cut.passes * layout.items),
-             cut.passes * layout.items};
+    states = part<float>(layout.states, (layout.biases - layout.states) / 4);
+    biases = part<float>(layout.biases, (layout.stage - layout.biases) / 4);
+    const int planes = staged_planes(shape()), items = cut.passes * layout.items;
+    stage = {part<uint32_t>(layout.stage, planes * items), planes, items};
+    stage.clear();
     const int own = direction * gridDim.y + blockIdx.y;
     const int words = exchange_words(shape(), cut, layout);
     team.memory = {
@@ -168,24 +190,81 @@ struct PersistentBlock {
   // An item belongs to the same thread in every step. Rows past the batch's end are left out.
   template <class Body>
   __device__ void for_items(int pass, Body body) const {
-    const int width = cut.units / kPerWord;
-    const int items = smaller(cut.rows, rows - pass * cut.rows) * width;
-    for (int k = threadIdx.x; k < items; k += blockDim.x) {
-      body(pass * layout.items + k, pass * cut.rows + k / width, k % width * kPerWord);
+    const int first = pass * cut.rows, last = smaller(cut.rows, rows - first);
+    int row = own_row, unit = own_unit;
+    for (int k = threadIdx.x; row < last; k += blockDim.x) {
+      body(pass * layout.items + k, first + row, unit);
+      row += next_row;
+      unit += next_unit;
+      if (unit >= cut.units) {
+        unit -= cut.units;
+        ++row;
+      }
     }
   }
   template <class Body>
   __device__ void for_all_items(Body body) const {
-    for (int pass = 0; pass < passes(); ++pass) for_items(pass, body);
+    for (int pass = 0; pass < passes; ++pass) for_items(pass, body);
   }
-  __device__ int passes() const { return (rows + cut.rows - 1) / cut.rows; }
 
   __device__ int valid(int first) const {  // units of a word that there are
     const int left = sizes.hidden - (unit0 + first);
     return left < 0 ? 0 : left < kPerWord ? left : kPerWord;
   }
+  __device__ const FloatWord<kPerWord>& bias(int plane, int first) const {
+    return *reinterpret_cast<const FloatWord<kPerWord>*>(
+        biases.at(plane * cut.units + first, kPerWord));
+  }
   __device__ float& state(int plane, int row, int unit) const {
     return states[(plane * cut.passes * cut.rows + row) * cut.units + unit];
+  }
+  // The same of a word's units, and sums of the product for them.
+  __device__ FloatWord<kPerWord>& state_word(int plane, int row, int first) const {
+    const int place = (plane * cut.passes * cut.rows + row) * cut.units + first;
+    return *reinterpret_cast<FloatWord<kPerWord>*>(states.at(place, kPerWord));
+  }
+
+  // Whether words of neighbouring units start at words of an array, and none is in part past its
+  // end.
+  template <class... T>
+  __device__ bool moves_words(const View<T>&... arrays) const {
+    const auto aligned = [](const auto& array) {
+      constexpr size_t kBytes = kPerWord * sizeof(array[0]);
+      return !array || reinterpret_cast<uintptr_t>(array.at(0, 1)) % kBytes == 0;
+    };
+    return sizes.hidden % kPerWord == 0 && (aligned(arrays) && ...);
+  }
+  // Stores the first `valid` of a word's units; with `whole`, all or none.
+  __device__ void store(const View<float>& to, int64_t place, const float (&values)[kPerWord],
+                        int valid, bool whole) const
+    requires(kPerWord > 1)
+  {
+    if (whole) {
+      FloatWord<kPerWord> word;
+      memcpy(&word, values, sizeof(word));
+      if (valid > 0) *reinterpret_cast<FloatWord<kPerWord>*>(to.at(place, kPerWord)) = word;
+      return;
+    }
+    BPTT_UNROLL
+    for (int j = 0; j < kPerWord; ++j) {
+      if (j < valid) to[place + j] = values[j];
+    }
+  }
+  __device__ void store(const View<S>& to, int64_t place, const float (&values)[kPerWord],
+                        int valid, bool whole) const {
+    S narrow[kPerWord];
+    BPTT_UNROLL
+    for (int j = 0; j < kPerWord; ++j) narrow[j] = Number::narrow(values[j]);
+    if (whole) {
+      uint32_t word;
+      memcpy(&word, narrow, 4);
+      if (valid > 0) *reinterpret_cast<uint32_t*>(to.at(place, kPerWord)) = word;
+      return;
+    }
+    BPTT_UNROLL
+    for (int j = 0; j < kPerWord; ++j) {
+      if (j < valid) to[place + j] = narrow[j];
+    }
   }
   // Of a row in arrays [D, B, ...].
   __device__ int64_t lane(int row) const { return int64_t{direction} * sizes.batch + row0 + row; }

@@ -82,10 +82,13 @@ struct Fp16 {
 
 // Before a loop over what has to stay in registers: an index that is not a constant puts an array
 // in memory.
+// And of functions that look at what has to stay there: one that is called puts it in memory.
 #if defined(BPTT_SIMULATOR)
 #define BPTT_UNROLL
+#define BPTT_INLINED inline
 #else
 #define BPTT_UNROLL _Pragma("unroll")
+#define BPTT_INLINED __forceinline__
 #endif
 
 #if defined(BPTT_SIMULATOR)

@@ -18,6 +18,12 @@ struct Tile {
   }
 };
 
+// Of neighbouring units.
+template <int kCount>
+struct alignas(4 * kCount) FloatWord {
+  float x[kCount];
+};
+
 // Sums of a product, in parts that whoever reads them adds up in order, after a sync_block.
 struct Sums {
   View<float> values;
@@ -26,10 +32,19 @@ struct Sums {
   __device__ float& at(int part, int row, int column) const {
     return values[(part * columns + column) * pitch + row];
   }
-  __device__ float total(int row, int column) const {
-    float sum = 0;
-    for (int part = 0; part < parts; ++part) sum += at(part, row, column);
-    return sum;
+  // Adds the parts for kCount rows from one on to `totals`, of kPlanes planes of rows that are
+  // `plane` apart.
+  template <int kCount, int kPlanes>
+  __device__ void add(float (&totals)[kPlanes][kCount], int plane, int row, int column) const {
+    for (int part = 0; part < parts; ++part) {
+      BPTT_UNROLL
+      for (int k = 0; k < kPlanes; ++k) {
+        const int place = (part * columns + column) * pitch + k * plane + row;
+        const auto& sum = *reinterpret_cast<const FloatWord<kCount>*>(values.at(place, kCount));
+        BPTT_UNROLL
+        for (int j = 0; j < kCount; ++j) totals[k][j] += sum.x[j];
+      }
+    }
   }
 };
 

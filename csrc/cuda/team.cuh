@@ -4,7 +4,8 @@
 //   start()           before anything is published; a barrier for the block
 //   publish(n, row, column, word)
 //                     one word of this block's part of the n-th publication, for every block
-//   exchange(n)       returns when the parts of all blocks are there; a barrier for the block
+//   arrive(n)         says that this block's part is there
+//   wait(n)           returns when the parts of all blocks are there; a barrier for the block
 //   operand(n, pass)  the tile with one pass's rows of it, for all threads to read. Of several
 //                     passes the next one's may be asked for when all have read this one's.
 //   finish()          before the block ends
@@ -54,7 +55,8 @@ struct BlockTeam {
   __device__ void publish(int n, int row, int column, uint32_t word) {
     *memory.word(n % 2, row, column) = word;
   }
-  __device__ void exchange(int) { sync_block(); }
+  __device__ void arrive(int) {}
+  __device__ void wait(int) { sync_block(); }
   __device__ Tile<T> operand(int n, int) { return memory.tile(n % 2); }
   __device__ void finish() {}
 };
@@ -88,7 +90,8 @@ struct ClusterTeam {
     for (unsigned rank = 0; rank < cluster_size(); ++rank) store_remote(here, word, count, rank);
   }
 
-  __device__ void exchange(int n) {
+  __device__ void arrive(int) {}  // every word counts itself
+  __device__ void wait(int n) {
     barrier(n).wait(n / 2);  // a barrier is used by every second publication
     sync_block();
     // For publication n + 2: nobody sends it before this block has published n + 1, which it does
@@ -122,12 +125,12 @@ struct GridTeam {
     memory.exchange[(first_row(n) + row) * word_pitch() + place] = word;
   }
 
-  __device__ void exchange(int n) {
+  __device__ void arrive(int) {
     sync_block();
-    if (threadIdx.x == 0) {
-      signal(memory.counter.at(0, 1), 1);
-      wait_for_signals(memory.counter.at(0, 1), (n + 1) * gridDim.x);
-    }
+    if (threadIdx.x == 0) signal(memory.counter.at(0, 1), 1);
+  }
+  __device__ void wait(int n) {
+    if (threadIdx.x == 0) wait_for_signals(memory.counter.at(0, 1), (n + 1) * gridDim.x);
     sync_block();
   }
 
@@ -137,12 +140,14 @@ struct GridTeam {
     const int chunks = (memory.columns + kChunk - 1) / kChunk;
     const int row0 = first_row(n) + pass * memory.rows;
     const int rows = smaller(memory.rows, memory.filled - pass * memory.rows);
-    for (int item = threadIdx.x; item < rows * chunks; item += blockDim.x) {
-      const int row = item / chunks, column = item % chunks * kChunk;
-      const int valid = (memory.columns - column) * static_cast<int>(sizeof(T));
-      copy_async(tile.chunk(row, column),
-                 memory.exchange.at((row0 + row) * word_pitch() + item % chunks * 4, 4),
-                 valid < 16 ? valid : 16);
+    const int lane = threadIdx.x % 32, warps = blockDim.x / 32;
+    for (int row = threadIdx.x / 32; row < rows; row += warps) {
+      for (int chunk = lane; chunk < chunks; chunk += 32) {
+        const int valid = (memory.columns - chunk * kChunk) * static_cast<int>(sizeof(T));
+        copy_async(tile.chunk(row, chunk * kChunk),
+                   memory.exchange.at((row0 + row) * word_pitch() + chunk * 4, 4),
+                   valid < 16 ? valid : 16);
+      }
     }
     commit_copies();
     wait_for_copies<0>();

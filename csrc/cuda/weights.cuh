@@ -58,102 +58,167 @@ struct HeldWeights {
   static constexpr bool kHeld = true, kAvailable = Number::kStep != 0;
   using S = typename Number::Storage;
   static constexpr int kHalfStep = Number::kStep / 2;
+  static constexpr int kAhead = 4;  // instructions' depths that are loaded at a time: see pitch_of
+  using Words = uint32_t[4];
 
   Cut cut;
   Layout layout;
   Tile<S> tile;  // rows of [parts, gate_rows], only while weights are loaded
   Sums sums;
   uint32_t words[kHeldSteps][4];
+  // Of this warp, known from `load` on: its part, its first row, and the instructions' depths of
+  // the part, a multiple of kAhead, with where they begin.
+  int part, row0, steps, begin;
 
   __device__ int row_tile() const { return held_rows(layout.gate_rows); }
   __device__ int row_tiles() const { return layout.gate_rows / row_tile(); }
-  __device__ bool takes_part() const { return warp() < row_tiles() * cut.parts; }
-  __device__ static int warp() { return threadIdx.x / 32; }
+  __device__ bool takes_part() const { return part < cut.parts; }
   __device__ static int lane() { return threadIdx.x % 32; }
-  __device__ int part() const { return warp() / row_tiles(); }
-  __device__ int row0() const { return warp() % row_tiles() * row_tile(); }
-  __device__ int begin() const { return part() * layout.part_depth; }
-  __device__ int end() const {
-    const int end = begin() + layout.part_depth;
-    return end < layout.depth ? end : layout.depth;
-  }
 
   template <bool kRowsFirst, class Weight>
   __device__ void load(Weight weight) {
-    for (int group = 0; group * layout.loaded < layout.part_depth; ++group) {
+    const int warp = threadIdx.x / 32;
+    part = warp / row_tiles();
+    row0 = warp % row_tiles() * row_tile();
+    const int first = part * layout.part_depth, left = layout.depth - first;
+    steps = left > 0 ? smaller(left, layout.part_depth) / Number::kStep : 0;
+    begin = left > 0 ? first : 0;
+    // Registers have no index: each group of them has code of its own.
+    BPTT_UNROLL
+    for (int group = 0; group < kHeldSteps / kLoadedSteps; ++group) {
+      if (group * layout.loaded >= layout.part_depth) break;
       sync_block();
       fill<kRowsFirst>(tile, cut.parts * layout.gate_rows, layout.loaded, [&](int row, int column) {
         const int k = (row / layout.gate_rows * layout.part_depth) + group * layout.loaded + column;
         return weight(row % layout.gate_rows, k);
       });
       sync_block();
-      // Registers have no index: every group of them asks whether it is meant.
-      BPTT_UNROLL
-      for (int own = 0; own < kHeldSteps / kLoadedSteps; ++own) {
-        if (own == group && takes_part()) load_group(own);
-      }
+      if (takes_part()) load_group(group);
     }
   }
 
-  __device__ void load_group(int own) {
+  __device__ BPTT_INLINED void load_group(int own) {
     BPTT_UNROLL
     for (int j = 0; j < kLoadedSteps; ++j) {
-      const int row = part() * layout.gate_rows + row0() + lane() % row_tile();
+      const int row = part * layout.gate_rows + row0 + lane() % row_tile();
       const int k = (j * 32 + lane()) / row_tile() * kHalfStep;
       load_matrices(words[own * kLoadedSteps + j], tile.chunk(row, k));
     }
   }
 
-  __device__ void multiply(const Tile<S>& operand) const {
+  __device__ BPTT_INLINED void multiply(const Tile<S>& operand) const {
     if (!takes_part()) return;
-    if (row_tile() == kRowTile) {
-      multiply_sixteen(operand);
-    } else {
-      multiply_eight(operand);
+    if (row_tile() != kRowTile) {
+      for (int column0 = 0; column0 < cut.rows; column0 += kRowTile) by_columns(operand, column0);
+      return;
     }
+    int column0 = 0;
+    for (; column0 + kColumnTile < cut.rows; column0 += 2 * kColumnTile) {
+      by_rows<2>(operand, column0);
+    }
+    if (column0 < cut.rows) by_rows<1>(operand, column0);
   }
 
-  // Rows of the instruction are rows of the weights. Instructions depend on each other in chains of
-  // their own for two tiles of columns and for every second step, so that few wait.
-  __device__ void multiply_sixteen(const Tile<S>& operand) const {
-    constexpr int kTiles = 2;
-    for (int column0 = 0; column0 < cut.rows; column0 += kTiles * kColumnTile) {
-      float d[2][kTiles][4] = {};
+  // The step from which the next kAhead are loaded while those from `step` on are multiplied: at
+  // the end, these again.
+  __device__ int ahead(int step) const { return smaller(step, steps - 2 * kAhead) + kAhead; }
+
+  // Rows of the instruction are rows of the weights, its columns one or two tiles of columns. Every
+  // load brings two tiles or two steps; sums are made in eight chains, which do not wait for one
+  // another.
+  template <int kTiles>
+  __device__ BPTT_INLINED void by_rows(const Tile<S>& operand, int column0) const {
+    constexpr int kLoad = 2 / kTiles, kLoads = kAhead / kLoad, kChains = 8 / kTiles;
+    const int upper = lane() / 16;
+    const int column = column0 + lane() % 8 + (kTiles == 2 ? upper * kColumnTile : 0);
+    const int k0 = begin + lane() / 8 % 2 * kHalfStep + (kTiles == 1 ? upper * Number::kStep : 0);
+    const auto load = [&](Words(&columns)[kLoads], int step) {
       BPTT_UNROLL
-      for (int step = 0; step < kHeldSteps; ++step) {
-        const int k = begin() + step * Number::kStep;
-        if (k >= end()) break;
-        multiply_wide<Number>(d[step % 2], words[step], operand, column0, cut.rows, k);
+      for (int j = 0; j < kLoads; ++j) {
+        load_matrices(columns[j], operand.chunk(column, k0 + (step + j * kLoad) * Number::kStep));
       }
+    };
+    float d[kTiles][kChains][4] = {}, sum[kTiles][4];
+    Words next[kLoads];
+    load(next, 0);
+    BPTT_UNROLL
+    for (int first = 0; first < kHeldSteps; first += kAhead) {
+      if (first >= steps) break;
+      Words now[kLoads];
+      copy(now, next);
+      load(next, ahead(first));
       BPTT_UNROLL
-      for (int tile = 0; tile < kTiles; ++tile) {
+      for (int j = 0; j < kLoads; ++j) {
         BPTT_UNROLL
-        for (int j = 0; j < 4; ++j) d[0][tile][j] += d[1][tile][j];
+        for (int half = 0; half < 2; ++half) {
+          const int step = first + j * kLoad + (kTiles == 1 ? half : 0);
+          const uint32_t pair[2] = {now[j][2 * half], now[j][2 * half + 1]};
+          Number::multiply(d[kTiles == 2 ? half : 0][step % kChains], words[step], pair);
+        }
       }
-      store_wide(d[0], sums, part(), row0(), column0, cut.rows);
+    }
+    BPTT_UNROLL
+    for (int tile = 0; tile < kTiles; ++tile) add_chains(sum[tile], d[tile]);
+    store_wide(sum, sums, part, row0, column0, cut.rows);
+  }
+
+  // Rows of the instruction are columns of the product, its columns rows of the weights. Where
+  // there are 8 columns, lanes of the others look at them.
+  __device__ BPTT_INLINED void by_columns(const Tile<S>& operand, int column0) const {
+    const int column = column0 + lane() % (column0 + kColumnTile < cut.rows ? 16 : 8);
+    const int k0 = begin + lane() / 16 * kHalfStep;
+    const auto load = [&](Words(&columns)[kAhead], int step) {
+      BPTT_UNROLL
+      for (int j = 0; j < kAhead; ++j) {
+        load_matrices(columns[j], operand.chunk(column, k0 + (step + j) * Number::kStep));
+      }
+    };
+    float d[8][4] = {}, sum[4];
+    Words next[kAhead];
+    load(next, 0);
+    BPTT_UNROLL
+    for (int first = 0; first < 2 * kHeldSteps; first += kAhead) {
+      if (first >= steps) break;
+      Words now[kAhead];
+      copy(now, next);
+      load(next, ahead(first));
+      BPTT_UNROLL
+      for (int j = 0; j < kAhead; ++j) {
+        const int step = first + j;
+        const uint32_t rows[2] = {words[step / 2][step % 2 * 2], words[step / 2][step % 2 * 2 + 1]};
+        Number::multiply(d[step % 8], now[j], rows);
+      }
+    }
+    add_chains(sum, d);
+    BPTT_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      const int own = column0 + lane() / 4 + 8 * (j / 2);
+      if (own < cut.rows) sums.at(part, lane() % 4 * 2 + j % 2, own) = sum[j];
     }
   }
 
-  // Rows of the instruction are columns of the product, its columns rows of the weights.
-  __device__ void multiply_eight(const Tile<S>& operand) const {
-    for (int column0 = 0; column0 < cut.rows; column0 += kRowTile) {
-      // Where there are 8 columns, lanes of the others look at them.
-      const int column = column0 + lane() % (column0 + kColumnTile < cut.rows ? 16 : 8);
-      float d[2][4] = {};
+  template <int kCount>
+  __device__ static void copy(Words (&to)[kCount], const Words (&from)[kCount]) {
+    BPTT_UNROLL
+    for (int j = 0; j < kCount; ++j) {
       BPTT_UNROLL
-      for (int step = 0; step < 2 * kHeldSteps; ++step) {
-        const int k = begin() + step * Number::kStep;
-        if (k >= end()) break;
-        uint32_t columns[4];
-        load_matrices(columns, operand.chunk(column, k + lane() / 16 * kHalfStep));
-        const uint32_t rows[2] = {words[step / 2][step % 2 * 2], words[step / 2][step % 2 * 2 + 1]};
-        Number::multiply(d[step % 2], columns, rows);
-      }
+      for (int k = 0; k < 4; ++k) to[j][k] = from[j][k];
+    }
+  }
+
+  template <int kChains>
+  __device__ static void add_chains(float (&sum)[4], const float (&d)[kChains][4]) {
+    BPTT_UNROLL
+    for (int j = 0; j < 4; ++j) {
+      float parts[kChains];
       BPTT_UNROLL
-      for (int j = 0; j < 4; ++j) {
-        const int own = column0 + lane() / 4 + 8 * (j / 2);
-        if (own < cut.rows) sums.at(part(), lane() % 4 * 2 + j % 2, own) = d[0][j] + d[1][j];
+      for (int chain = 0; chain < kChains; ++chain) parts[chain] = d[chain][j];
+      BPTT_UNROLL
+      for (int width = kChains / 2; width > 0; width /= 2) {
+        BPTT_UNROLL
+        for (int chain = 0; chain < width; ++chain) parts[chain] += parts[chain + width];
       }
+      sum[j] = parts[0];
     }
   }
 };

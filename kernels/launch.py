@@ -21,6 +21,7 @@ from bptt.recurrence.control import Control, from_numbers
 from bptt.recurrence.gradients import KEEP_GATES, KEEP_NOTHING, LoopInputs, project
 from bptt.recurrence.op_checks import Sizes, check_backward, check_forward
 from bptt.recurrence.op_tensors import dense, new
+from bptt.recurrence.precision import as_recurrence, is_tf32
 
 from . import backward as back
 from . import backward_tiles as back_tiles
@@ -402,7 +403,7 @@ def _into_initial_state(
 
 def precision(tensor: Tensor) -> str:
     """How float32 blocks are multiplied, by `torch.backends.cudnn.rnn.fp32_precision`."""
-    if tensor.dtype == torch.float32 and torch.backends.cudnn.rnn.fp32_precision == "tf32":
+    if tensor.dtype == torch.float32 and is_tf32():
         return "tf32"
     return "ieee"
 
@@ -433,7 +434,8 @@ def direction_pattern(reverse: Sequence[int]) -> int:
 def _gates(loop: LoopInputs, cell: str) -> Tensor:
     gates_x = loop.gates_x
     if gates_x is None:
-        gates_x = project(loop.x, loop.w_ih, cell)
+        with as_recurrence(loop.x.dtype):
+            gates_x = project(loop.x, loop.w_ih, cell)
     if loop.b_ih is not None:
         gates_x = gates_x + loop.b_ih.unflatten(1, gates_x.shape[-2:])
     return gates_x.contiguous()

@@ -310,3 +310,50 @@ def test_an_old_triton_is_named(version, reason, monkeypatch):
 def test_what_triton_does_not_take(problem, reason):
     answer = dispatch._triton_supports(problem)
     assert answer is None if reason is None else reason in answer
+
+
+# --- what a GPU would be given, without one -------------------------------------------------------
+
+
+@pytest.fixture
+def gpu_here(monkeypatch):
+    """As if torch saw a GPU, and this build had kernels for one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_: (9, 0))
+    monkeypatch.setattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", lambda *_: True)
+    monkeypatch.setattr(dispatch, "_TRITON_ERROR", None)
+    monkeypatch.setattr(dispatch, "_TRITON_INTERPRETED", False)
+    monkeypatch.setattr(dispatch, "_SIMULATOR", "")
+    dispatch._start_error_on.cache_clear()
+    yield
+    dispatch._start_error_on.cache_clear()
+
+
+def refuse(index):
+    raise RuntimeError(
+        f"bptt::gpu_device: CUDA driver version is insufficient for CUDA runtime version\n({index})"
+    )
+
+
+def test_a_build_that_cannot_start_leaves_the_gpu_to_triton(gpu_here, monkeypatch):
+    """A driver older than the runtime, or no code for the GPU: found before the first call."""
+    problem = dispatch.Problem("lstm", "cuda", torch.float32)
+    monkeypatch.setattr(torch.ops.bptt, "gpu_device", lambda index: [90, 132, 232448, 1980])
+    assert dispatch.choose(problem) == "cuda"
+    dispatch._start_error_on.cache_clear()
+    monkeypatch.setattr(torch.ops.bptt, "gpu_device", refuse)
+    assert dispatch.choose(problem) == "triton"
+    reason = dispatch.reasons(problem)["cuda"]
+    assert "cannot start on GPU 0" in reason and "driver version is insufficient" in reason
+    with pytest.raises(RuntimeError, match="not available: its kernels cannot start"):
+        dispatch.check_backend_name("cuda", "test")
+
+
+def test_float64_on_a_gpu_takes_torchs_kernels(gpu_here, monkeypatch):
+    monkeypatch.setattr(torch.ops.bptt, "gpu_device", lambda index: [90, 132, 232448, 1980])
+    problem = dispatch.Problem("lstm", "cuda", torch.float64)
+    assert dispatch.choose(problem) == "torch"
+    beyond = dispatch.Problem("lstm", "cuda", torch.float64, beyond_torch="zoneout")
+    assert dispatch.choose(beyond) == "reference"
+    assert dispatch.choose(dispatch.Problem("lstm", "cpu", torch.float64)) == "cpu"

@@ -53,6 +53,31 @@ def test_sizes_and_strides(data):
     assert_product(a, b, start)
 
 
+@settings(deadline=None, max_examples=100)
+@given(data=st.data())
+def test_a_mask_multiplies_the_rows_of_b_in_turns(data):
+    """To the bit what the product of the masked b is."""
+    rows, depth, columns = (data.draw(st.sampled_from(SIZES)) for _ in range(3))
+    period = data.draw(st.sampled_from([1, 2, 5, 32, 400, 1000]))
+    layouts = [data.draw(st.sampled_from(LAYOUTS)) for _ in range(3)]
+    dtype = data.draw(st.sampled_from([F32, F64]))
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    a, b = matrix(rows, depth, dtype, layouts[0]), matrix(depth, columns, dtype, layouts[1])
+    mask = matrix(period, columns, dtype, layouts[2])
+    start = data.draw(st.sampled_from([None, matrix(rows, columns, dtype, "dense")]))
+    got = torch.ops.bptt.masked_product(a, b, start, mask)
+    expected = product(a, b * mask[torch.arange(depth) % period], start)
+    torch.testing.assert_close(got, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(2, 3), torch.ones(2, 4, dtype=F64), torch.ones(4)])
+def test_a_mask_of_another_shape_or_dtype(mask):
+    with pytest.raises(RuntimeError, match="masked_product: mask must"):
+        torch.ops.bptt.masked_product(torch.ones(5, 6), torch.ones(6, 4), None, mask)
+    with pytest.raises(RuntimeError, match="masked_product: mask must"):
+        torch.ops.bptt.masked_product(torch.ones(5, 6), torch.ones(6, 4), None, torch.ones(0, 4))
+
+
 @pytest.mark.parametrize("dtype", [F32, F64])
 def test_exact_where_every_sum_is(dtype):
     a, b = (torch.randint(-8, 9, s).to(dtype) for s in ((300, 801), (801, 131)))

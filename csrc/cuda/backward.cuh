@@ -47,12 +47,15 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
 
   // Row u holds what unit u of every gate is multiplied with; a gate's columns are all units.
   __device__ void load_weights() {
-    this->weights.template load<true>([&](int row, int column) {
-      const int H = sizes.hidden, all_units = layout.columns / kGates;
-      const int gate = column / all_units, k = column % all_units, unit = unit0 + row;
-      const bool inside = row < cut.units && gate < kGates && unit < H && k < H;
-      const int64_t place = ((int64_t{direction} * kGates + gate) * H + k) * H + unit;
-      return inside ? Number::operand(p.w_hh[place]) : Number::zero();
+    const int H = sizes.hidden, all_units = layout.columns / kGates;
+    this->weights.load([&](const Tile<S>& tile, int rows, int columns, auto at_tile) {
+      fill_elements<true>(tile, rows, columns, [&](int row, int column) {
+        const WeightAt at = at_tile(row, column);
+        const int gate = at.k / all_units, k = at.k - gate * all_units, unit = unit0 + at.row;
+        const bool there = at.row < cut.units && gate < kGates && unit < H && k < H;
+        const int64_t place = ((int64_t{direction} * kGates + gate) * H + k) * H + unit;
+        return there ? Number::operand(p.w_hh[place]) : Number::zero();
+      });
     });
   }
 

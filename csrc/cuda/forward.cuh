@@ -32,13 +32,27 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, Weights, false> {
   __device__ ForwardBlock(const ForwardArgs<S>& p, const Cut& cut, const ExchangeArgs& exchange)
       : Base(p, cut, exchange), p(p), whole(this->moves_words(p.gates_x, p.y, p.saved, p.cells)) {}
 
-  // Weights of gate g and unit u in row g * units + u; zeros past the last unit, gate and column.
+  // Weights of gate g and unit u in row g * units + u.
   __device__ void load_weights() {
-    this->weights.template load<false>([&](int row, int k) {
-      const int H = sizes.hidden, gate = row / cut.units, unit = unit0 + row % cut.units;
-      const bool inside = gate < kGates && unit < H && k < H;
-      const int64_t place = ((int64_t{direction} * kGates + gate) * H + unit) * H + k;
-      return inside ? Number::operand(p.w_hh[place]) : Number::zero();
+    constexpr int kChunk = 16 / sizeof(S);
+    const int H = sizes.hidden;
+    const auto place_of = [&](WeightAt at) -> int64_t {
+      const int gate = at.row / cut.units, unit = unit0 + at.row % cut.units;
+      const bool there = gate < kGates && unit < H && at.k < H;
+      return there ? ((int64_t{direction} * kGates + gate) * H + unit) * H + at.k : -1;
+    };
+    const bool chunks = Number::kAsStored && H % kChunk == 0 &&
+                        reinterpret_cast<uintptr_t>(p.w_hh.at(0, 1)) % 16 == 0;
+    this->weights.load([&](const Tile<S>& tile, int rows, int columns, auto at) {
+      if (chunks) {
+        fill_chunks(tile, rows, columns, p.w_hh,
+                    [&](int row, int column) { return place_of(at(row, column)); });
+      } else {
+        fill_elements<false>(tile, rows, columns, [&](int row, int column) {
+          const int64_t place = place_of(at(row, column));
+          return place < 0 ? Number::zero() : Number::operand(p.w_hh[place]);
+        });
+      }
     });
   }
 
@@ -136,6 +150,9 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, Weights, false> {
         w_unit[k] = j < made.valid ? Number::widen(p.w_unit[place]) : 0;
       }
       Cell::forward(PlainMath{}, gates_x[j], gates_h[j], before, w_unit, after, saved);
+      // The hidden state goes on as it is stored: the step tier and the backward pass know no
+      // other.
+      after[0] = Number::widen(Number::narrow(after[0]));
       const bool moves = made.active && j < made.valid;
       BPTT_UNROLL
       for (int k = 0; k < kStates; ++k) states[k].x[j] = moves ? after[k] : states[k].x[j];

@@ -35,6 +35,11 @@ const char* gpu_device(int index, Device* device) {
                             &device->clock_mhz);
 }
 
+const char* gpu_start_error(int index) {
+  // What the driver and the build let one kernel do, they let all.
+  return gpu::kernel_error(index, gpu::exchange_rounds<gpu::BlockTeam>);
+}
+
 int64_t gpu_scratch(const GpuProblem& problem, const GpuPlan& plan) {
   return with_cell(problem.cell,
                    [&]<class Cell>() { return CellLaunch<Cell>::scratch(problem, plan); });

@@ -229,6 +229,7 @@ const char* CellLaunch<Cell>::forward(const GpuCall& call, const ForwardParams& 
       const Shape shape = gpu::shape_of<Cell, Number>(false, call.plan.tier == Tier::kGrid);
       const auto status = gpu::launch_persistent("recurrence_forward", kernel, shape, call, args);
       if (!gpu::lacks_room(status)) return gpu::error_text(status);
+      *call.refused = true;
     }
     return gpu::error_text(
         gpu::run_forward_steps<Cell, Number>(args, params.in.control, call.scratch, call.stream));
@@ -243,6 +244,7 @@ const char* CellLaunch<Cell>::backward(const GpuCall& call, const BackwardParams
       const Shape shape = gpu::shape_of<Cell, Number>(true, call.plan.tier == Tier::kGrid);
       const auto status = gpu::launch_persistent("recurrence_backward", kernel, shape, call, args);
       if (!gpu::lacks_room(status)) return gpu::error_text(status);
+      *call.refused = true;
     }
     return gpu::error_text(
         gpu::run_backward_steps<Cell, Number>(args, params.in.control, call.scratch, call.stream));

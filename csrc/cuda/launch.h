@@ -12,10 +12,14 @@ struct GpuCall {
   int device;
   void* scratch;  // of gpu_scratch bytes, whatever they hold
   void* stream;   // cudaStream_t
+  bool* refused;  // becomes true where the step tier ran for want of room
 };
 
 // The limits of a device; null, or why they could not be read.
 const char* gpu_device(int index, Device* device);
+
+// Why no kernel of this build can start on a device; null where all can.
+const char* gpu_start_error(int index);
 
 // Bytes of scratch memory that a call takes.
 int64_t gpu_scratch(const GpuProblem& problem, const GpuPlan& plan);

@@ -27,7 +27,8 @@
 // Blocks of a cluster (compute capability 9.0):
 //   cluster_rank(), cluster_size(), arrive_cluster(), wait_cluster()
 //   TransactionBarrier       in shared memory: a phase ends when it has seen its arrivals and bytes
-//     init(arrivals)         by one thread, and arrive_cluster/wait_cluster before anybody uses it
+//     init(arrivals)         by one thread, which then calls fence_barriers(), and
+//                            arrive_cluster/wait_cluster before anybody uses it
 //     arrive_and_expect(bytes)
 //     wait(parity)           until the phase of that parity has ended
 //   store_remote(here, value, barrier, rank)
@@ -47,6 +48,7 @@
 //   lacks_room(status)       whether a launch failed for want of room on the device
 //   error_text(status)       null where there is none
 //   use_device(index), device_limits(index, ...)       null, or what went wrong
+//   kernel_error(index, kernel)                        why a kernel cannot start there, or null
 #pragma once
 
 #include <cstddef>

@@ -4,6 +4,9 @@
 #include <cuda_runtime.h>
 
 #include <cstdio>
+#include <mutex>
+#include <set>
+#include <utility>
 
 namespace bptt::gpu {
 
@@ -203,8 +206,6 @@ class TransactionBarrier {
     asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(&word_)),
                  "r"(arrivals)
                  : "memory");
-    // Other blocks' stores count here, so they must not find it before it is made.
-    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
   }
 
   __device__ void arrive_and_expect(unsigned bytes) {
@@ -237,6 +238,11 @@ class TransactionBarrier {
   alignas(8) uint64_t word_;
 };
 
+// Other blocks' stores count at barriers, so they must not find one before it is made.
+__device__ inline void fence_barriers() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+
 // An address in the shared memory of another block of the cluster.
 __device__ inline uint32_t remote_address(const void* here, unsigned rank) {
   uint32_t there;
@@ -265,6 +271,7 @@ struct TransactionBarrier {
   __device__ void arrive_and_expect(unsigned) {}
   __device__ void wait(unsigned) {}
 };
+__device__ inline void fence_barriers() {}
 __device__ inline void store_remote(uint32_t*, uint32_t, TransactionBarrier*, unsigned) {}
 
 #endif
@@ -310,14 +317,28 @@ inline const char* device_limits(int index, int* capability, int* processors, in
   return error_text(status);
 }
 
+// Why a kernel of this build cannot start on a device: its driver is too old for the runtime, or
+// the build has no code for it. Null where it can.
+template <class... Parameters>
+const char* kernel_error(int index, void (*kernel)(Parameters...)) {
+  cudaFuncAttributes attributes;
+  cudaError_t status = cudaSetDevice(index);
+  if (status == cudaSuccess) {
+    status = cudaFuncGetAttributes(&attributes, reinterpret_cast<const void*>(kernel));
+  }
+  if (status != cudaSuccess) cudaGetLastError();  // it is told here, and is nobody else's
+  return error_text(status);
+}
+
 inline cudaError_t zero_memory(void* memory, size_t bytes, void* stream) {
   return cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
 }
 
-// Whether a launch failed because its blocks cannot all be on the device, and left no other trace.
+// Whether a launch failed because its blocks cannot all be on the device, and left no other trace:
+// a whole grid, or a cluster where other programs have a part of the device.
 inline bool lacks_room(cudaError_t status) {
   if (status != cudaErrorCooperativeLaunchTooLarge && status != cudaErrorLaunchOutOfResources &&
-      status != cudaErrorInvalidConfiguration && status != cudaErrorInvalidClusterSize) {
+      status != cudaErrorInvalidClusterSize) {
     return false;
   }
   cudaGetLastError();
@@ -327,15 +348,30 @@ inline bool lacks_room(cudaError_t status) {
 // --- launching
 // ------------------------------------------------------------------------------------
 
+// Lets a kernel have all the shared memory of the device that is current: whatever the launch at
+// hand needs, as another thread may launch the same kernel with another size meanwhile.
+inline cudaError_t allow_shared_memory(const void* function) {
+  static std::mutex mutex;
+  static std::set<std::pair<const void*, int>> allowed;
+  int device = 0, most = 0;
+  cudaError_t status = cudaGetDevice(&device);
+  const std::lock_guard lock(mutex);
+  if (status != cudaSuccess || allowed.contains({function, device})) return status;
+  status = cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (status == cudaSuccess) {
+    status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, most);
+  }
+  if (status == cudaSuccess) allowed.insert({function, device});
+  return status;
+}
+
 template <class... Parameters, class... Arguments>
 cudaError_t launch(const char*, void (*kernel)(Parameters...), const LaunchConfig& config,
                    const Arguments&... arguments) {
-  const auto bytes = static_cast<int>(config.shared_bytes);
+  constexpr size_t kUnasked = 48 * 1024;  // of shared memory
   const auto* const function = reinterpret_cast<const void*>(kernel);
   cudaError_t status = cudaSuccess;
-  if (bytes > 48 * 1024) {  // what a kernel may have without asking
-    status = cudaFuncSetAttribute(function, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-  }
+  if (config.shared_bytes > kUnasked) status = allow_shared_memory(function);
   if (status == cudaSuccess && config.cluster > 8) {
     status = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
   }

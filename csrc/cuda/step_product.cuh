@@ -14,7 +14,8 @@ template <class S>
 __device__ void copy_chunk(S* target, const View<const S>& from, int64_t place, int valid) {
   constexpr int kChunk = 16 / sizeof(S), kWord = 4 / sizeof(S);
   const int count = valid < 0 ? 0 : valid < kChunk ? valid : kChunk;
-  const S* const source = count > 0 ? from.at(place, count) : nullptr;
+  // Of nothing, too, the address is one that can be read.
+  const S* const source = count > 0 ? from.at(place, count) : from ? from.at(0, 1) : nullptr;
   const auto address = reinterpret_cast<uintptr_t>(source);
   if (address % 16 == 0) {
     copy_async(target, source, count * sizeof(S));

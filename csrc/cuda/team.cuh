@@ -79,6 +79,7 @@ struct ClusterTeam {
         barrier(n).init(1);
         barrier(n).arrive_and_expect(bytes());
       }
+      fence_barriers();
     }
     arrive_cluster();
     wait_cluster();

@@ -1,7 +1,8 @@
 // A block's recurrent weights, [gate_rows, depth], where they stay for the whole sequence:
 //
-//   load(weight)      weight(row, k) is an element, zero past the last row or column; for all
-//                     threads, with a barrier before the first product
+//   load(fill)           fill(tile, rows, columns, at) brings some rows x columns to a tile: what
+//                        belongs at (row, column) is weight at(row, column), zero past the last row
+//                        or column. For all threads, with a barrier before the first product.
 //   multiply(operand)    sums[part][row][column] = one part of the depth of
 //                        sum over k of weights[row][k] * operand[column][k]
 //
@@ -13,15 +14,51 @@
 
 namespace bptt::gpu {
 
+// Of a matrix of weights.
+struct WeightAt {
+  int row, k;
+};
+
+constexpr int kLoadsAhead = 8;  // of a thread, that are under way at a time
+
 // Fills rows x columns of a tile with weight(row, column). Neighbouring threads take neighbours in
 // memory, which is along rows, or along columns where kRowsFirst.
 template <bool kRowsFirst, class T, class Weight>
-__device__ void fill(const Tile<T>& tile, int rows, int columns, Weight weight) {
-  for (int item = threadIdx.x; item < rows * columns; item += blockDim.x) {
-    const int row = kRowsFirst ? item % rows : item / columns;
-    const int column = kRowsFirst ? item / rows : item % columns;
-    tile.at(row, column) = weight(row, column);
+__device__ void fill_elements(const Tile<T>& tile, int rows, int columns, Weight weight) {
+  const int count = rows * columns;
+  for (int first = threadIdx.x; first < count; first += kLoadsAhead * blockDim.x) {
+    T values[kLoadsAhead];
+    int places[kLoadsAhead];
+    BPTT_UNROLL
+    for (int j = 0; j < kLoadsAhead; ++j) {
+      // At the end the last one again, without a branch: that would end what is under way.
+      const int item = smaller(first + j * static_cast<int>(blockDim.x), count - 1);
+      const int row = kRowsFirst ? item % rows : item / columns;
+      const int column = kRowsFirst ? item / rows : item % columns;
+      places[j] = row * tile.pitch + column;
+      values[j] = weight(row, column);
+    }
+    BPTT_UNROLL
+    for (int j = 0; j < kLoadsAhead; ++j) {
+      if (first + j * static_cast<int>(blockDim.x) < count) tile.values[places[j]] = values[j];
+    }
   }
+}
+
+// The same, 16 bytes of a row at a time: they lie at values[place(row, column)], or are zeros where
+// that is below zero.
+template <class T, class Place>
+__device__ void fill_chunks(const Tile<T>& tile, int rows, int columns, const View<const T>& values,
+                            Place place) {
+  constexpr int kChunk = 16 / sizeof(T);
+  const int width = columns / kChunk;
+  for (int item = threadIdx.x; item < rows * width; item += blockDim.x) {
+    const int row = item / width, column = item % width * kChunk;
+    const int64_t from = place(row, column);
+    copy_async(tile.chunk(row, column), values.at(from < 0 ? 0 : from, kChunk), from < 0 ? 0 : 16);
+  }
+  commit_copies();
+  wait_for_copies<0>();
 }
 
 // In shared memory.
@@ -35,9 +72,10 @@ struct SharedWeights {
   Tile<S> tile;
   Sums sums;
 
-  template <bool kRowsFirst, class Weight>
-  __device__ void load(Weight weight) {
-    fill<kRowsFirst>(tile, layout.gate_rows, layout.depth, weight);
+  template <class Fill>
+  __device__ void load(Fill fill) {
+    fill(tile, layout.gate_rows, layout.depth,
+         [](int row, int column) { return WeightAt{row, column}; });
   }
 
   __device__ void multiply(const Tile<S>& operand) const {
@@ -75,25 +113,29 @@ struct HeldWeights {
   __device__ bool takes_part() const { return part < cut.parts; }
   __device__ static int lane() { return threadIdx.x % 32; }
 
-  template <bool kRowsFirst, class Weight>
-  __device__ void load(Weight weight) {
+  template <class Fill>
+  __device__ void load(Fill fill) {
     const int warp = threadIdx.x / 32;
     part = warp / row_tiles();
     row0 = warp % row_tiles() * row_tile();
     const int first = part * layout.part_depth, left = layout.depth - first;
     steps = left > 0 ? smaller(left, layout.part_depth) / Number::kStep : 0;
     begin = left > 0 ? first : 0;
-    // Registers have no index: each group of them has code of its own.
-    BPTT_UNROLL
-    for (int group = 0; group < kHeldSteps / kLoadedSteps; ++group) {
-      if (group * layout.loaded >= layout.part_depth) break;
+    for (int group = 0; group * layout.loaded < layout.part_depth; ++group) {
       sync_block();
-      fill<kRowsFirst>(tile, cut.parts * layout.gate_rows, layout.loaded, [&](int row, int column) {
-        const int k = (row / layout.gate_rows * layout.part_depth) + group * layout.loaded + column;
-        return weight(row % layout.gate_rows, k);
+      fill(tile, cut.parts * layout.gate_rows, layout.loaded, [&](int row, int column) {
+        const int of_part = row / layout.gate_rows;
+        return WeightAt{row - of_part * layout.gate_rows,
+                        of_part * layout.part_depth + group * layout.loaded + column};
       });
       sync_block();
-      if (takes_part()) load_group(group);
+      // Registers have no index: every group of them asks whether it is meant, by a bit, as a
+      // compiler that saw a comparison would take the index for it.
+      const unsigned meant = takes_part() ? 1u << group : 0;
+      BPTT_UNROLL
+      for (int own = 0; own < kHeldSteps / kLoadedSteps; ++own) {
+        if (meant >> own & 1) load_group(own);
+      }
     }
   }
 

@@ -55,7 +55,10 @@ class MatrixTask {
       const int64_t units = columns_.end - columns_.begin;
       const Packed<T> b{m_.b, depth, units, 1, panel_blocks<T>(units, 1, 1)};
       const T* from = static_cast<const T*>(p_.b) + k * p_.b_stride + columns_.begin;
-      for (int64_t p = 0; p < b.panels(); ++p) pack_columns(b, from, p_.b_stride, p);
+      for (int64_t p = 0; p < b.panels(); ++p) {
+        pack_columns(b, from, p_.b_stride, p);
+        if (p_.mask != nullptr) mask_panel(b, k, p);
+      }
       for (int64_t r = rows_.begin; r < rows_.end; r += height_) {
         const int64_t end = r + height_ < rows_.end ? r + height_ : rows_.end;
         multiply_block(b, k, {r, end});
@@ -102,6 +105,19 @@ class MatrixTask {
       multiply_panels<Layout::kSideBySide>(b, k, rows, m_.a, copy_stride(height_));
     } else {
       multiply_panels<Layout::kDenseRows>(b, k, rows, a, p_.a_row_stride);
+    }
+  }
+
+  void mask_panel(const Packed<T>& b, int64_t k0, int64_t p) const {
+    T* panel = b.panel(p);
+    const int64_t first = columns_.begin + p * b.panel_units();
+    for (int64_t k = 0; k < b.depth; ++k) {
+      const T* mask = static_cast<const T*>(p_.mask) + (k0 + k) % p_.mask_rows * p_.columns;
+      for (int v = 0; v < b.blocks_in(p); ++v, panel += kLanes) {
+        const int64_t left = p_.columns - first - v * kLanes;
+        const int n = static_cast<int>(left < kLanes ? left : kLanes);
+        store(panel, load(panel) * load(mask + first + v * kLanes, n));
+      }
     }
   }
 

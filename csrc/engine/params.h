@@ -121,7 +121,7 @@ struct KeptParams {
 };
 
 // out [M, N] = start + A [M, K] B [K, N], in float or double. One stride of A is 1; the columns of
-// B are neighbours.
+// B are neighbours. With a mask [P, N], row k of B is multiplied with its row k % P before.
 struct MatrixParams {
   Dtype dtype;
   int64_t rows, columns, depth;  // M, N, K
@@ -129,6 +129,8 @@ struct MatrixParams {
   int64_t a_row_stride, a_depth_stride;
   const void* b;
   int64_t b_stride;   // between its rows
+  const void* mask;   // or null
+  int64_t mask_rows;  // P
   const void* start;  // [M, N], or null: zeros
   void* out;          // [M, N]
 };

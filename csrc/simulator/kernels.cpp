@@ -132,10 +132,11 @@ void run(CellKind cell, const Control& control, Tier tier, NumberKind number, in
   plan.cut = tier == Tier::kBlock  ? Cut{1, 12, 8, 1, 1, held}
              : tier == Tier::kGrid ? Cut{3, 4, 8, 1, 2, held}
                                    : Cut{3, 4, 8, 1, 1, held};
+  bool refused = false;
   const auto call_of = [&](bool backward) {
     const GpuProblem problem{cell, number, T, B, D, H, H, false, backward, control.on, false};
-    return GpuCall{number, plan, 0, arrays.memory(CellLaunch<Cell>::scratch(problem, plan)),
-                   nullptr};
+    return GpuCall{number,  plan,    0, arrays.memory(CellLaunch<Cell>::scratch(problem, plan)),
+                   nullptr, &refused};
   };
   check(CellLaunch<Cell>::forward(call_of(false), f));
   check(CellLaunch<Cell>::backward(call_of(true), b));

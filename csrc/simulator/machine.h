@@ -14,6 +14,7 @@
 #pragma once
 
 #include <algorithm>
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <cstdlib>
@@ -25,7 +26,9 @@
 #include <memory>
 #include <mutex>
 #include <new>
+#include <optional>
 #include <random>
+#include <set>
 #include <source_location>
 #include <sstream>
 #include <stdexcept>
@@ -112,6 +115,9 @@ struct Copy {
   void* target;
   const void* source;
   unsigned bytes, valid;  // the rest becomes zeros
+  // Where it has read its source already. It may at any time from when it is issued until it has
+  // been waited for.
+  std::optional<std::array<char, 16>> taken;
 };
 
 struct Thread {
@@ -122,7 +128,8 @@ struct Thread {
   Where waits_at;
   uint64_t cluster_ticket = 0;
   std::deque<std::vector<Copy>> copies{1};  // groups; the last one is open
-  bool done = false;
+  uint64_t tossed = 0;                      // coins
+  std::atomic<bool> done{false};
 #if !defined(BPTT_SIMULATOR_THREADS)
   std::unique_ptr<Fiber> fiber;
 #endif
@@ -142,6 +149,9 @@ struct Block {
   std::unique_ptr<Barrier> barrier;
   std::shared_ptr<Barrier> cluster_barrier;
   std::vector<uint64_t> exchange;  // eight values of each thread, for what warps do together
+  // Transaction barriers that are initialised, and other blocks may not see it yet.
+  std::set<const void*> unfenced;
+  std::mutex unfenced_mutex;
   std::unique_ptr<char, void (*)(char*)> shared{nullptr, free_shared};
   size_t shared_bytes = 0;
 
@@ -180,6 +190,22 @@ inline std::string place_of(const Thread& thread) {
   text << thread.block->grid->config.name << ", block (" << b.x << ", " << b.y << ", " << b.z
        << "), thread (" << t.x << ", " << t.y << ", " << t.z << ")";
   return text.str();
+}
+
+inline bool has_ended(const Block& block) {
+  return std::all_of(block.threads.begin(), block.threads.end(),
+                     [](const auto& thread) { return thread->done.load(); });
+}
+
+// Heads or tails by the seed, whatever the order of threads.
+inline bool toss() {
+  uint64_t x = options.seed * 0x9E3779B97F4A7C15 + self->number;
+  for (const uint64_t next : {uint64_t{self->block->index.x}, uint64_t{self->block->index.y},
+                              uint64_t{self->block->index.z}, ++self->tossed}) {
+    x = (x ^ next) * 0xBF58476D1CE4E5B9;
+    x ^= x >> 31;
+  }
+  return x & 1;
 }
 
 inline void fail(const std::string& text) { throw Fault(place_of(*self) + ": " + text); }
@@ -342,7 +368,7 @@ inline void run_threads(Grid& g, const std::vector<Block*>& resident) {
       thread->fiber->resume();
     }
     self = nullptr;
-    std::erase_if(live, [](const Thread* thread) { return thread->done; });
+    std::erase_if(live, [](const Thread* thread) { return thread->done.load(); });
     const bool stuck = g.progress == before;
     const bool delivered = (g.chance(4) == 0 || (stuck && everybody)) && deliver_one(g);
     if (stuck && everybody && !delivered && !g.failed && !live.empty()) {

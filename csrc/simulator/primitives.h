@@ -186,13 +186,21 @@ inline void load_matrices(uint32_t (&words)[4], const void* row, Where where = W
 // --- asynchronous copies
 // --------------------------------------------------------------------------
 
+// It reads its source now or, as late as it may, when it has been waited for.
+inline void issue(const sim::Copy& copy) {
+  sim::Copy& issued = sim::self->copies.back().emplace_back(copy);
+  if (copy.valid > 0 && sim::toss()) {
+    std::memcpy(issued.taken.emplace().data(), copy.source, copy.valid);
+  }
+  std::memset(copy.target, 0xFF, copy.bytes);  // nobody may look before it has been waited for
+}
+
 inline void copy_async(void* target, const void* source, unsigned valid) {
   const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   if (!aligned(target) || (valid > 0 && !aligned(source)) || valid > 16) {
     sim::fail("cp.async: 16 bytes from and to multiples of 16");
   }
-  sim::self->copies.back().push_back({target, source, 16, valid});
-  std::memset(target, 0xFF, 16);  // nobody may look before it has been waited for
+  issue({target, source, 16, valid, {}});
 }
 
 inline void copy_async_word(void* target, const void* source) {
@@ -200,8 +208,7 @@ inline void copy_async_word(void* target, const void* source) {
       reinterpret_cast<uintptr_t>(source) % 4 != 0) {
     sim::fail("cp.async: 4 bytes from and to multiples of 4");
   }
-  sim::self->copies.back().push_back({target, source, 4, 4});
-  std::memset(target, 0xFF, 4);
+  issue({target, source, 4, 4, {}});
 }
 
 inline void commit_copies() { sim::self->copies.emplace_back(); }
@@ -212,7 +219,8 @@ void wait_for_copies() {
   while (groups.size() > kPending + 1) {
     for (const sim::Copy& copy : groups.front()) {
       std::memset(copy.target, 0, copy.bytes);
-      if (copy.valid > 0) std::memcpy(copy.target, copy.source, copy.valid);
+      if (copy.valid == 0) continue;
+      std::memcpy(copy.target, copy.taken ? copy.taken->data() : copy.source, copy.valid);
     }
     groups.pop_front();
   }
@@ -234,7 +242,13 @@ inline void wait_cluster(Where where = Where::current()) {
 // A barrier in shared memory that counts arrivals and bytes. All eight bytes are its state.
 class TransactionBarrier {
  public:
+  // Others see it after fence_barriers.
   void init(unsigned arrivals) {
+    sim::Block& block = *sim::self->block;
+    {
+      const std::lock_guard lock(block.unfenced_mutex);
+      block.unfenced.insert(this);
+    }
     state().store(pack({arrivals, arrivals, 0, 0}), std::memory_order_release);
   }
 
@@ -298,6 +312,21 @@ class TransactionBarrier {
   alignas(8) uint64_t word_;
 };
 
+inline void fence_barriers() {
+  sim::Block& block = *sim::self->block;
+  const std::lock_guard lock(block.unfenced_mutex);
+  block.unfenced.clear();
+}
+
+// Whether a store may arrive at a block's barrier.
+inline void check_arrival(sim::Block& block, const TransactionBarrier* counter) {
+  if (sim::has_ended(block)) sim::fail("a store to the shared memory of a block that has ended");
+  const std::lock_guard lock(block.unfenced_mutex);
+  if (block.unfenced.contains(counter)) {
+    sim::fail("a transaction barrier whose initialisation was not fenced");
+  }
+}
+
 // The same place in another block's shared memory.
 template <class T>
 T* in_block(T* here, unsigned rank) {
@@ -312,7 +341,9 @@ inline void store_remote(uint32_t* here, uint32_t value, TransactionBarrier* bar
                          unsigned rank) {
   uint32_t* const there = in_block(here, rank);
   TransactionBarrier* const counter = in_block(barrier, rank);
-  const auto deliver = [there, value, counter] {
+  sim::Block* const block = sim::self->block->cluster[rank];
+  const auto deliver = [there, value, counter, block] {
+    check_arrival(*block, counter);
     *there = value;
     counter->delivered(sizeof(value));
   };
@@ -357,6 +388,11 @@ inline const char* device_limits(int, int* capability, int* processors, int* sha
   *processors = 132;
   *shared_bytes = static_cast<int>(sim::options.shared_limit);
   *clock_mhz = 1980;
+  return nullptr;
+}
+
+template <class... Parameters>
+const char* kernel_error(int, void (*)(Parameters...)) {
   return nullptr;
 }
 

@@ -108,6 +108,19 @@ std::string run_hops(int fault) {
   return compared(out, expected);
 }
 
+std::string run_mail(int fault) {
+  const int blocks = 5, rounds = 6;
+  std::vector<float> letters(2 * blocks, -1), out(blocks, NAN), expected;
+  std::vector<uint32_t> counter{0};
+  gpu::launch("mail", mail, {Extent{blocks}, Extent{1}, 16, 1, true}, view(letters), view(out),
+              view(counter), rounds, fault);
+  for (int block = 0; block < blocks; ++block) {
+    const int from = (block + blocks - 1) % blocks;
+    expected.push_back(static_cast<float>(rounds * from + blocks * rounds * (rounds - 1) / 2));
+  }
+  return compared(out, expected);
+}
+
 // A launch that is not cooperative, of more blocks than run at once; then one that cannot be.
 std::string run_too_large(int fault) {
   simulator::options.processors = 3;
@@ -125,8 +138,9 @@ std::string run_too_large(int fault) {
 int main(int count, char** arguments) {
   using namespace bptt::samples;
   const std::map<std::string, std::string (*)(int)> samples = {
-      {"reverse", run_reverse}, {"product", run_product}, {"pipeline", run_pipeline},
-      {"ring", run_ring},       {"hops", run_hops},       {"too_large", run_too_large}};
+      {"reverse", run_reverse},    {"product", run_product}, {"pipeline", run_pipeline},
+      {"ring", run_ring},          {"hops", run_hops},       {"mail", run_mail},
+      {"too_large", run_too_large}};
   const std::map<std::string, int> faults = {{"none", kNone},
                                              {"missing_barrier", kMissingBarrier},
                                              {"past_the_tile", kPastTheTile},
@@ -136,7 +150,10 @@ int main(int count, char** arguments) {
                                              {"stale_buffer", kStaleBuffer},
                                              {"wrong_phase", kWrongPhase},
                                              {"missing_signal", kMissingSignal},
-                                             {"uninitialised", kUninitialised}};
+                                             {"uninitialised", kUninitialised},
+                                             {"early_copy", kEarlyCopy},
+                                             {"missing_fence", kMissingFence},
+                                             {"leaves_early", kLeavesEarly}};
   if (count != 4 || !samples.contains(arguments[1]) || !faults.contains(arguments[2])) {
     std::fprintf(stderr, "samples NAME FAULT SEED\n");
     return 2;

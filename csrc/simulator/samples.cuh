@@ -19,6 +19,9 @@ enum Fault {
   kWrongPhase,
   kMissingSignal,
   kUninitialised,
+  kEarlyCopy,
+  kMissingFence,
+  kLeavesEarly,
 };
 
 // Every block reverses its part of `values` through shared memory.
@@ -99,6 +102,7 @@ __global__ void ring(View<const uint32_t> values, View<uint32_t> out, int rounds
       barriers[parity].init(1);
       barriers[parity].arrive_and_expect(4 * count);
     }
+    if (fault != kMissingFence) gpu::fence_barriers();
   }
   gpu::arrive_cluster();
   gpu::wait_cluster();
@@ -109,12 +113,15 @@ __global__ void ring(View<const uint32_t> values, View<uint32_t> out, int rounds
     const int parity = round % 2;
     const int buffer = (fault == kStaleBuffer ? 0 : parity) * count;
     gpu::store_remote(buffers.at(parity * count + k, 1), value, &barriers[parity], to);
+    // In the last round nobody meets again: who does not wait for its own is gone too soon.
+    const bool last = fault == kLeavesEarly && round + 1 == rounds;
+    if (last && rank == 0) return;
     if (fault != kMissingWait) barriers[parity].wait(round / 2 + (fault == kWrongPhase ? 1 : 0));
     value = buffers[buffer + k];
     // Ready for the round after the next; nobody sends for it before all have come here.
     gpu::sync_block();
     if (k == 0 && round + 2 < rounds) barriers[parity].arrive_and_expect(4 * count);
-    if (fault != kMissingBarrier) {
+    if (fault != kMissingBarrier && !last) {
       gpu::arrive_cluster();
       gpu::wait_cluster();
     }
@@ -139,6 +146,27 @@ __global__ void hops(View<float> out, View<uint32_t> counter, int rounds, int fa
     }
     gpu::sync_block();
   }
+}
+
+// Every block leaves a number for the next one, which copies it to its shared memory.
+__global__ void mail(View<float> letters, View<float> out, View<uint32_t> counter, int rounds,
+                     int fault) {
+  const int blocks = gridDim.x, block = blockIdx.x, from = (block + blocks - 1) % blocks;
+  const View<float> inbox(reinterpret_cast<float*>(gpu::shared_memory()), 1);
+  float sum = 0;
+  for (int round = 0; round < rounds; ++round) {
+    const int now = round % 2 * blocks;
+    const auto fetch = [&] { gpu::copy_async_word(inbox.at(0, 1), letters.at(now + from, 1)); };
+    letters[now + block] = static_cast<float>(round * blocks + block);
+    gpu::signal(counter.at(0, 1), 1);
+    if (fault == kEarlyCopy) fetch();
+    gpu::wait_for_signals(counter.at(0, 1), (round + 1) * blocks);
+    if (fault != kEarlyCopy) fetch();
+    gpu::commit_copies();
+    gpu::wait_for_copies<0>();
+    sum += inbox[0];
+  }
+  out[block] = sum;
 }
 
 }  // namespace bptt::samples

@@ -190,15 +190,16 @@ int64_t device_index(const Tensor& tensor) {
 
 // The device, the plan, scratch memory, and the stream that is current. The tensor holds the memory
 // until the call has been enqueued; torch gives it out again on the same stream only.
-GpuCall launch_of(const Call& c, const std::vector<int64_t>& numbers, Tensor* scratch) {
+GpuCall launch_of(const Call& c, const std::vector<int64_t>& numbers, Tensor* scratch,
+                  bool* refused) {
   const int64_t index = device_index(c.lead);
   const GpuPlan plan = plan_from(c.op, numbers, c.problem, device_at(c.op, index));
   *scratch = torch::stable::new_empty(c.lead, {gpu_scratch(c.problem, plan)}, ScalarType::Byte);
-  return {c.number.kind, plan, static_cast<int>(index), scratch->mutable_data_ptr(),
-          stream_of(c.op, index)};
+  return {c.number.kind,          plan,   static_cast<int>(index), scratch->mutable_data_ptr(),
+          stream_of(c.op, index), refused};
 }
 
-void forward(Text cell, Text number, std::vector<int64_t> plan, Tensor gates_x, MaybeTensor b_ih,
+bool forward(Text cell, Text number, std::vector<int64_t> plan, Tensor gates_x, MaybeTensor b_ih,
              Tensor w_hh, MaybeTensor b_hh, MaybeTensor w_hr, MaybeTensor w_unit, Tensor h0,
              MaybeTensor c0, MaybeTensor lengths, MaybeTensor resets, std::vector<int64_t> reverse,
              std::vector<double> control, MaybeTensor seed, Tensor y, Tensor h_n, MaybeTensor c_n,
@@ -228,11 +229,13 @@ void forward(Text cell, Text number, std::vector<int64_t> plan, Tensor gates_x, 
       c.made(has_c && cells.has_value(), "cells", cells, {T, B, D, width}, ScalarType::Float)};
   const OnDevice guard(device_index(w_hh));
   Tensor scratch;
-  const GpuCall call = launch_of(c, plan, &scratch);
+  bool refused = false;
+  const GpuCall call = launch_of(c, plan, &scratch, &refused);
   check_call(kForward, gpu_forward(call, params));
+  return refused;
 }
 
-void backward(Text cell, Text number, std::vector<int64_t> plan, MaybeTensor dy, MaybeTensor dh_n,
+bool backward(Text cell, Text number, std::vector<int64_t> plan, MaybeTensor dy, MaybeTensor dh_n,
               MaybeTensor dc_n, MaybeTensor dcells, Tensor y, MaybeTensor saved, MaybeTensor cells,
               Tensor w_hh, MaybeTensor w_hr, MaybeTensor w_unit, Tensor h0, MaybeTensor c0,
               MaybeTensor lengths, MaybeTensor resets, std::vector<int64_t> reverse,
@@ -268,8 +271,10 @@ void backward(Text cell, Text number, std::vector<int64_t> plan, MaybeTensor dy,
                               c.made(w_hr.has_value() || dh.has_value(), "dh", dh, history)};
   const OnDevice guard(device_index(w_hh));
   Tensor scratch;
-  const GpuCall call = launch_of(c, plan, &scratch);
+  bool refused = false;
+  const GpuCall call = launch_of(c, plan, &scratch, &refused);
   check_call(kBackward, gpu_backward(call, params));
+  return refused;
 }
 
 void exchange(Text tier_name, int64_t rounds, Tensor out) {
@@ -308,6 +313,8 @@ void simulate(int64_t seed, int64_t processors) {
 }
 #else
 std::vector<int64_t> device_limits(int64_t index) {
+  const OnDevice guard(index);
+  check_call("bptt::gpu_device", gpu_start_error(static_cast<int>(index)));
   return limits_of(device_at("bptt::gpu_device", index));
 }
 #endif

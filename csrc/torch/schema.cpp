@@ -31,6 +31,9 @@ STABLE_TORCH_LIBRARY(bptt, m) {
   // start [M, N] + a [M, K] @ b [K, N], float32 or float64: gradients that are one product over all
   // steps. The result is dense, and the same to the bit for any number of threads.
   m.def("matrix_product(Tensor a, Tensor b, Tensor? start) -> Tensor");
+  // The same with row k of b multiplied elementwise with row k % P of mask [P, N]; has no
+  // gradients.
+  m.def("masked_product(Tensor a, Tensor b, Tensor? start, Tensor mask) -> Tensor");
   // Masks of a dropout on a CPU, [D, N, M]: 0 or 1 / (1 - probability), float64 if wide, else
   // float32. draw: `Draw` of csrc/engine/random.h.
   m.def("kept(Tensor seed, float probability, int[] shape, int draw, bool wide) -> Tensor");
@@ -40,8 +43,9 @@ STABLE_TORCH_LIBRARY(bptt, m) {
   m.def("cpu_plan(str cell, int element_size, int[] sizes) -> int[]");
 
   // The cuda backend, below recurrence_forward and recurrence_backward: they write into tensors
-  // that they are given. gpu_device: capability, processors, bytes of shared memory of a block,
-  // MHz.
+  // that they are given; `refused` says that the device had no room for the plan and the step tier
+  // ran. gpu_device: capability, processors, bytes of shared memory of a block, MHz; an error where
+  // no kernel of this build can start there.
   m.def("gpu_device(int index) -> int[]");
   // For benchmarks: a launch of out.numel() blocks that exchange a few words `rounds` times in a
   // tier; out, int32, gets how many rounds went right in each.
@@ -53,12 +57,13 @@ STABLE_TORCH_LIBRARY(bptt, m) {
       "gpu_forward(str cell, str number, int[] plan, Tensor gates_x, Tensor? b_ih, Tensor w_hh, "
       "Tensor? b_hh, Tensor? w_hr, Tensor? w_unit, Tensor h0, Tensor? c0, Tensor? lengths, "
       "Tensor? resets, int[] reverse, float[] control, Tensor? seed, "
-      "Tensor(a!) y, Tensor(b!) h_n, Tensor(c!)? c_n, Tensor(d!)? saved, Tensor(e!)? cells) -> ()");
+      "Tensor(a!) y, Tensor(b!) h_n, Tensor(c!)? c_n, Tensor(d!)? saved, Tensor(e!)? cells) "
+      "-> bool refused");
   m.def(
       "gpu_backward(str cell, str number, int[] plan, Tensor? dy, Tensor? dh_n, Tensor? dc_n, "
       "Tensor? dcells, Tensor y, Tensor? saved, Tensor? cells, Tensor w_hh, Tensor? w_hr, Tensor? "
       "w_unit, "
       "Tensor h0, Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, float[] control, "
       "Tensor? seed, Tensor(a!) dgates_x, Tensor(b!)? dgates_h, Tensor(c!) dh0, Tensor(d!)? dc0, "
-      "Tensor(e!)? dw_unit, Tensor(f!)? operand, Tensor(g!)? dh) -> ()");
+      "Tensor(e!)? dw_unit, Tensor(f!)? operand, Tensor(g!)? dh) -> bool refused");
 }

@@ -206,6 +206,9 @@ def _cuda_kernel(layer: Any, cell: str, input: Any, dtype: torch.dtype) -> str:
     why = gpu.reason_for_step_tier(cell, control, projected)
     if why is not None:
         parts.append(f"{passes[0].tier} tier because {why}")
+    for which in ("forward", "backward"):
+        if count := gpu.refusals[cell, which]:
+            parts.append(f"{count} {which} calls found no room and took the step tier")
     like = input.data.new_empty(0, dtype=dtype)
     chunk = overlap.chunk_steps(cell, layer.num_layers, sizes, like)
     if chunk > 0:

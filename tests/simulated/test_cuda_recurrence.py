@@ -5,6 +5,7 @@ order that a seed decides, and copies and remote stores arrive as late as is all
 small, as threads are fibers. The bounds for each dtype stand in `cases.assert_close`.
 """
 
+from collections import Counter
 from dataclasses import replace
 
 import pytest
@@ -180,6 +181,36 @@ def test_any_order_of_threads_and_deliveries(tier, seed):
     check(Case("lstm", steps=5, batch=20, hidden=20, directions=2, masks="both"), BF16, "cuda")
 
 
+@pytest.mark.parametrize("cell", ["gru", "lstm_peephole"])
+def test_a_launch_without_room_takes_the_step_tier_and_says_so(cell, monkeypatch):
+    """Blocks of a cooperative launch that are not all on the device would wait for ever."""
+    force_tier(monkeypatch, "grid")
+    monkeypatch.setattr(gpu, "refusals", Counter())
+    case = Case(cell, steps=3, hidden=20, directions=2, masks="both")
+    torch.ops.bptt.simulate(1, 3)  # blocks at a time
+    with pytest.warns(RuntimeWarning, match="no room for .* step tier ran") as told:
+        check(case, F32, "cuda")
+        check(case, F32, "cuda")
+    assert len(told) == 2  # once a pass
+    assert gpu.refusals[cell, "forward"] >= 2 and gpu.refusals[cell, "backward"] >= 2
+    layer = bptt.GRU(8, 20) if cell == "gru" else bptt.LSTM(8, 20, peephole=True)
+    with bptt.backend("cuda"):
+        assert "forward calls found no room" in str(bptt.explain(layer, torch.randn(3, 4, 8)))
+
+
+def test_every_tier_rounds_the_hidden_state_alike(monkeypatch):
+    """Without a product of it nothing else tells the tiers apart."""
+    layer, x = bptt.GRU(5, 12).bfloat16(), torch.randn(6, 9, 5).bfloat16()
+    torch.nn.init.zeros_(layer.weight_hh_l0)
+    outputs = {}
+    for name in TIERS:
+        with monkeypatch.context() as patched, bptt.backend("cuda"), torch.no_grad():
+            force_tier(patched, name)
+            outputs[name] = layer(x, torch.ones(1, 9, 12).bfloat16())[0]
+    for name, y in outputs.items():
+        assert torch.equal(y, outputs["step"]), name
+
+
 @settings(max_examples=15)
 @given(
     st.sampled_from(ALL_CELLS),
@@ -212,14 +243,6 @@ def test_run_to_run(cell, tier):
         runs = [once(seed) for seed in (1, 2)]
     for left, right in zip(*runs, strict=True):
         assert torch.equal(left.nan_to_num(7), right.nan_to_num(7))
-
-
-@pytest.mark.parametrize("cell", ["gru", "lstm_peephole"])
-def test_a_launch_without_room_takes_the_step_tier(cell, monkeypatch):
-    """Blocks of a cooperative launch that are not all on the device would wait for ever."""
-    force_tier(monkeypatch, "grid")
-    torch.ops.bptt.simulate(1, 3)
-    check(Case(cell, steps=3, hidden=20, directions=2, masks="both"), F32, "cuda")
 
 
 @pytest.mark.parametrize(

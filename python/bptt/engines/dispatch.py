@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import metadata
 
 import torch
@@ -172,6 +173,22 @@ def _cuda_absent() -> str | None:
         return "there is no NVIDIA GPU that this torch can use"
     if torch.cuda.get_device_capability() < (8, 0):
         return "the GPU is older than compute capability 8.0"
+    return _cuda_start_error()
+
+
+@torch.compiler.assume_constant_result
+def _cuda_start_error() -> str | None:
+    """Why no kernel of this build can start on the current GPU, or None."""
+    return _start_error_on(torch.cuda.current_device())
+
+
+@lru_cache
+def _start_error_on(index: int) -> str | None:
+    try:
+        torch.ops.bptt.gpu_device(index)
+    except RuntimeError as error:
+        text = str(error).splitlines()[0]
+        return f"its kernels cannot start on GPU {index} ({text}); update the driver, or build here"
     return None
 
 
@@ -221,7 +238,17 @@ _BACKENDS = {
     )
 }
 ORDER = tuple(_BACKENDS)
-_BY_MEASUREMENT = ("torch",)  # not taken for being next in order
+
+
+def _takes_turns(name: str, problem: Problem) -> bool:
+    """Whether "auto" takes a backend for being next in order.
+
+    torch.nn's kernels are taken where they were measured to be faster, and for float64 on a GPU,
+    which no kernel here has.
+    """
+    return name != "torch" or (problem.device == "cuda" and problem.dtype == torch.float64)
+
+
 AUTO = "auto"
 
 
@@ -317,8 +344,9 @@ def choose(problem: Problem, forced: str | None = None, fastest: str | None = No
     if fastest is not None and not reasons(problem).get(fastest, "unknown"):
         return fastest
     for name, entry in _BACKENDS.items():
-        taken = name not in _BY_MEASUREMENT
-        if taken and entry.supports(problem) is None and entry.absent() is None:
+        if not _takes_turns(name, problem):
+            continue
+        if entry.supports(problem) is None and entry.absent() is None:
             return name
     raise AssertionError("the reference backend takes every problem")
 

@@ -11,6 +11,8 @@ kernels run in the simulator: slowly, and with every check on.
 
 from __future__ import annotations
 
+import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..recurrence import precision
 from ..recurrence.cells import CELLS, PLAIN_CELLS
 from ..recurrence.control import PLAIN, Control, from_numbers
 from ..recurrence.gradients import KEEP_GATES, KEEP_NOTHING, LoopInputs
@@ -100,8 +103,7 @@ def number_of(dtype: torch.dtype) -> str:
     float32 follows `torch.backends.cudnn.rnn.fp32_precision`, as torch.nn does.
     """
     if dtype == torch.float32:
-        precision = torch.backends.cudnn.rnn.fp32_precision  # type: ignore[attr-defined]
-        return "tf32" if precision == "tf32" else "fp32"
+        return "tf32" if precision.is_tf32() else "fp32"
     return {torch.float16: "fp16", torch.bfloat16: "bf16"}[dtype]
 
 
@@ -192,6 +194,23 @@ def reason_for_step_tier(
     return None
 
 
+# Calls that took the step tier as the device had no room for their plans, by cell and pass.
+refusals: Counter[tuple[str, str]] = Counter()
+
+
+def note_refusal(plan: Plan, cell: str, which: str) -> None:
+    """Count a call that found no room, and warn of the first of its kind."""
+    refusals[cell, which] += 1
+    if refusals[cell, which] == 1:
+        warnings.warn(
+            f"bptt: the GPU had no room for {plan.blocks} blocks at once ({cell}, {which}, "
+            f"{plan.tier} tier), and the step tier ran, which is slower. Does another program use "
+            "the GPU? bptt.explain counts such calls; this is said once",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+
 def forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
     """`bptt::recurrence_forward`."""
     # torch leaves trailing arguments out that have their defaults.
@@ -216,12 +235,14 @@ def forward(backend: str, cell: str, *rest: Any) -> tuple[Tensor, ...]:
         projected = loop.w_hr is not None
         plan = plan_for(cell, lead.dtype, sizes, projected, False, lead.device, control)
         gates_x, b_ih = _gates(loop, cell)
-        torch.ops.bptt.gpu_forward(
+        refused = torch.ops.bptt.gpu_forward(
             cell, number_of(lead.dtype), plan.numbers, gates_x, b_ih, loop.w_hh.contiguous(),
             dense(loop.b_hh), dense(loop.w_hr), dense(loop.w_unit), dense(loop.h0),
             dense(loop.c0), dense(loop.lengths), dense(loop.resets), list(reverse),
             list(numbers), seed, y, h_n, c_n, saved, cells,
         )  # fmt: skip
+        if refused:
+            note_refusal(plan, cell, "forward")
     else:
         h_n.copy_(loop.h0)
         if c_n is not None:
@@ -280,13 +301,15 @@ def backward(
     if y.numel():
         all_cells = dcells is not None
         plan = plan_for(cell, y.dtype, sizes, projected, True, y.device, control, all_cells)
-        torch.ops.bptt.gpu_backward(
+        refused = torch.ops.bptt.gpu_backward(
             cell, number_of(y.dtype), plan.numbers, dense(dy), dense(dh_n), dense(dc_n),
             dense(dcells), dense(y), dense(saved), dense(cells) if spec.has_cell_state else None,
             w_hh.contiguous(), dense(w_hr), dense(w_unit), dense(h0), dense(c0), dense(lengths),
             dense(resets), list(reverse), list(numbers), seed, dgates_x, dgates_h, dh0, dc0,
             dw_unit, operand, dh,
         )  # fmt: skip
+        if refused:
+            note_refusal(plan, cell, "backward")
     else:
         _pass_on(dh0, dh_n)
         _pass_on(dc0, dc_n)
@@ -318,6 +341,7 @@ def _gates(loop: LoopInputs, cell: str) -> tuple[Tensor | None, Tensor | None]:
     if loop.gates_x is not None:
         return dense(loop.gates_x), dense(loop.b_ih)
     bias = None if loop.b_ih is None else loop.b_ih.flatten()
-    gates_x = torch.nn.functional.linear(loop.x, loop.w_ih.flatten(0, 1), bias)
+    with precision.as_recurrence(loop.x.dtype):
+        gates_x = torch.nn.functional.linear(loop.x, loop.w_ih.flatten(0, 1), bias)
     directions = loop.w_ih.shape[0]
     return gates_x.unflatten(-1, (directions, len(CELLS[cell].gates), -1)).contiguous(), None

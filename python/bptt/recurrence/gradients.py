@@ -290,10 +290,18 @@ def _outer_sum(rows: Tensor, columns: Tensor, groups: int) -> Tensor:
 
 
 def _product(a: Tensor, b: Tensor, start: Tensor | None = None) -> Tensor:
-    """start + a @ b: on a CPU by the engine's own tiles, which share its threads and its peak."""
-    if a.device.type == "cpu" and a.dtype in (torch.float32, torch.float64):
+    """start + a @ b.
+
+    On a CPU by the engine's own tiles, which share its threads and its peak; on a GPU by torch's,
+    float32 at the precision of the recurrence.
+    """
+    if _has_own_product(a) or (a.device.type == "cuda" and a.dtype == torch.float32):
         return torch.ops.bptt.matrix_product(a, b, start)
     return a @ b if start is None else torch.addmm(start, a, b)
+
+
+def _has_own_product(a: Tensor) -> bool:
+    return a.device.type == "cpu" and a.dtype in (torch.float32, torch.float64)
 
 
 def _stacked(planes: list[Tensor]) -> Tensor:
@@ -333,10 +341,15 @@ def _into_projection(dh: Tensor, loop: LoopInputs, config: Config) -> Tensor:
 def _hidden_sum(rows: Tensor, y: Tensor, loop: LoopInputs, config: Config, groups: int) -> Tensor:
     """Sum rows^T h over all steps, h being the hidden state that entered each step's product."""
     h0, lengths, resets, reverse = loop.h0, loop.lengths, loop.resets, config.reverse
+    apart = groups > 1 or resets is not None
+    kept = None  # what the products below are still to multiply y with
     if config.control.recurrent_dropout > 0:
         kept = _kept(loop, config, y.dtype)
-        y, h0 = y * kept, h0 * kept.transpose(0, 1)
-    if groups > 1 or resets is not None:
+        h0 = h0 * kept.transpose(0, 1)
+        # An array as large as y is the dearest part of this; only the plain product can do without.
+        if apart or not _has_own_product(y) or torch.is_grad_enabled():
+            y, kept = y * kept, None
+    if apart:
         h_prev = _previous(y, h0, lengths, reverse)
         if resets is not None:
             h_prev = torch.where(resets[:, :, None, None], torch.zeros_like(h_prev), h_prev)
@@ -349,7 +362,11 @@ def _hidden_sum(rows: Tensor, y: Tensor, loop: LoopInputs, config: Config, group
             batch = torch.arange(rows.shape[1], device=rows.device)
             start = rows[(lengths - 1).clamp(min=0), batch, d]  # a length of 0 has zero rows
         initial = _product(start.t(), h0[d])
-        planes.append(_product(_matrix(later, d).t(), _matrix(earlier, d), initial))
+        a, b = _matrix(later, d).t(), _matrix(earlier, d)
+        if kept is None:
+            planes.append(_product(a, b, initial))
+        else:
+            planes.append(torch.ops.bptt.masked_product(a, b, initial, kept[:, d]))
     return _stacked(planes)
 
 

@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 
 from ..engines import dispatch, gpu, measured, vendor
 from ..interop import flops, onnx
+from . import precision
 from .autograd import Loop, Probe
 from .cells import CELLS
 from .control import PLAIN, Control, from_numbers
@@ -293,6 +294,10 @@ def _fake_product(a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:
     return a.new_empty(a.shape[0], b.shape[1])
 
 
+def _fake_masked_product(a: Tensor, b: Tensor, start: Tensor | None, mask: Tensor) -> Tensor:
+    return a.new_empty(a.shape[0], b.shape[1])
+
+
 def _fake_kept(
     seed: Tensor, probability: float, shape: Sequence[int], draw: int, wide: bool
 ) -> Tensor:
@@ -380,6 +385,7 @@ def _register_gpu() -> None:
 
     For CPU tensors too where a backend's kernels run without a GPU.
     """
+    _LIBRARY.impl("matrix_product", precision.product_on_gpu, "CUDA")
     emulated = dispatch.emulated_backends()
     for name, routes in _ROUTES.items():
         _LIBRARY.impl(name, _chosen(routes, None), "CUDA")
@@ -420,6 +426,7 @@ def _register() -> None:
     library.register_fake("bptt::recurrence_forward", _fake_forward)
     library.register_fake("bptt::recurrence_backward", _fake_backward)
     library.register_fake("bptt::matrix_product", _fake_product)
+    library.register_fake("bptt::masked_product", _fake_masked_product)
     library.register_fake("bptt::kept", _fake_kept)
     library.register_vmap("bptt::kept", _kept_for_each)
     library.register_autograd(

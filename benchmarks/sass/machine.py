@@ -684,7 +684,8 @@ ARITHMETIC: dict[str, Callable[..., Meaning]] = {
     "MUFU": _float(_special_function), "I2F": _word(_to_float_rounded),
     "I2FP": _word(_to_float_rounded), "F2I": _word(_to_integer, as_float=True),
     "F2FP": _word(_halves, as_float=True),
-    "F2F": _word(lambda m, a: _halves(m, 0, a), as_float=True), "FCHK": _answer(0), "SYNCS": _answer(1),
+    "F2F": _word(lambda m, a: _halves(m, 0, a), as_float=True),
+    "FCHK": _answer(0), "SYNCS": _answer(1),
     "HADD2": _word(lambda m, a, b: to_bits(_widened(b))), "HFMA2": _two_halves,
     "MAPA": _word(lambda m, a, b: a),
 }  # fmt: skip

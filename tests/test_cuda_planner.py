@@ -342,8 +342,9 @@ def test_many_sequences_run_in_waves():
 
 
 def assert_never_falls(times):
-    # But for a hair: blocks with more to do have more threads, which load the weights sooner.
-    assert all(later >= 0.98 * sooner for sooner, later in itertools.pairwise(times)), times
+    # But for a little: blocks with more to do have more threads, which load the weights sooner, and
+    # the search tries numbers of slices in growing steps.
+    assert all(later >= 0.96 * sooner for sooner, later in itertools.pairwise(times)), times
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -389,4 +390,6 @@ def test_the_modelled_time_lies_above_the_floor_and_not_far(hidden):
         p = plan(hidden=hidden, batch=batch)
         # A launch of the step tier ends with its last wave.
         step = p["step_us"] * (1 if p["tier"] == "step" else p["waves"])
-        assert floor <= step <= 6 * floor, f"batch {batch}: {step:.2f} us, floor {floor}"
+        # Of the step tier's time most is the instructions of its narrow slices.
+        most = (10 if p["tier"] == "step" else 6) * floor
+        assert floor <= step <= most, f"batch {batch}: {step:.2f} us, floor {floor}"

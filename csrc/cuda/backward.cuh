@@ -95,6 +95,7 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
     const int64_t t = time_of(step), H = sizes.hidden;
     this->for_all_items([&](int item, int row, int first) {
       const int valid = this->valid(first);
+      if (valid == 0) return;
       const int64_t at = this->at(t, row), units = at * H + unit0 + first;
       BPTT_UNROLL
       for (int k = 0; k < Cell::kSaved; ++k) {
@@ -187,7 +188,7 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
     }
   }
 
-  __device__ Made make(int64_t t, int step, int item, int row, int first,
+  __device__ Made make(int64_t t, int step, int pass, int item, int row, int first,
                        float (&sent)[kGates][kPerWord]) const {
     const int b = this->row0 + row;
     const bool active = t < length(row);
@@ -203,7 +204,7 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
       BPTT_UNROLL
       for (int j = 0; j < kPerWord; ++j) dstates[k][j] = left.x[j];
     }
-    if (step > 0) this->sums.add(through, 0, first, row % cut.rows);
+    if (step > 0) this->sums.add(through, 0, first, row - pass * cut.rows);
     float dy[kPerWord] = {};
     if (active && p.dy) read_units(kDy, item, dy);
     BPTT_UNROLL
@@ -254,7 +255,7 @@ struct BackwardBlock : PersistentBlock<Cell, Number, Team, Weights, true> {
       this->for_items(pass, [&](int item, int row, int first) {
         store(made);  // the word before
         float sent[kGates][kPerWord] = {};
-        made = make(t, step, item, row, first, sent);
+        made = make(t, step, pass, item, row, first, sent);
         BPTT_UNROLL
         for (int g = 0; g < kGates; ++g) {
           team.publish(step, row, g * all_units + made.unit, packed<Number>(sent[g]));

@@ -94,11 +94,12 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, Weights, false> {
   __device__ void fetch(int step) const {
     const int64_t t = time_of(step);
     this->for_all_items([&](int item, int row, int first) {
+      const int valid = this->valid(first);
+      if (valid == 0) return;
       const int64_t place = this->at(t, row) * kGates * sizes.hidden + unit0 + first;
       BPTT_UNROLL
       for (int g = 0; g < kGates; ++g) {
-        stage.fetch(g, item, p.gates_x, place + int64_t{g} * sizes.hidden, this->valid(first),
-                    whole);
+        stage.fetch(g, item, p.gates_x, place + int64_t{g} * sizes.hidden, valid, whole);
       }
     });
     commit_copies();
@@ -125,7 +126,7 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, Weights, false> {
   }
 
   // The cell of a word's units.
-  __device__ Made make(int64_t t, int item, int row, int first) const {
+  __device__ Made make(int64_t t, int pass, int item, int row, int first) const {
     const int b = this->row0 + row;
     Made made;
     made.active = !p.lengths || t < p.lengths[b];
@@ -134,7 +135,7 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, Weights, false> {
     made.valid = this->valid(first);
     const bool keep = made.active && (!p.resets || p.resets[t * sizes.batch + b] == 0);
     float gates_x[kPerWord][kGates], gates_h[kPerWord][kGates];
-    read_gates(item, row % cut.rows, first, keep, gates_x, gates_h);
+    read_gates(item, row - pass * cut.rows, first, keep, gates_x, gates_h);
     FloatWord<kPerWord> states[kStates];
     BPTT_UNROLL
     for (int k = 0; k < kStates; ++k) states[k] = this->state_word(k, row, first);
@@ -198,7 +199,7 @@ struct ForwardBlock : PersistentBlock<Cell, Number, Team, Weights, false> {
       sync_block();
       this->for_items(pass, [&](int item, int row, int first) {
         store(made);  // the word before
-        made = make(t, item, row, first);
+        made = make(t, pass, item, row, first);
         // Nobody waits for what the last step would publish.
         if (step + 1 < sizes.steps) team.publish(step + 1, row, made.unit, packed<Number>(made.h));
       });

@@ -34,8 +34,7 @@ class Stage {
   }
 
   // The first `valid` of kPerWord neighbouring elements, which take sizeof(T) / sizeof(S) planes;
-  // the others become zeros. With `whole` there are all of them or none, and they start at a word;
-  // of none anything is left.
+  // the others become zeros. With `whole` all of them are there, and they start at a word.
   template <class T>
   __device__ void fetch(int plane, int item, View<const T> from, int64_t place, int valid,
                         bool whole) const {
@@ -43,7 +42,6 @@ class Stage {
     if (whole) {
       BPTT_UNROLL
       for (int j = 0; j < kPerWord; j += kWhole) {
-        if (valid == 0) continue;
         copy_async_word(words_.at((plane + j / kWhole) * items_ + item, 1),
                         from.at(place + j, kWhole));
       }
@@ -234,7 +232,7 @@ struct PersistentBlock {
     };
     return sizes.hidden % kPerWord == 0 && (aligned(arrays) && ...);
   }
-  // Stores the first `valid` of a word's units; with `whole`, all or none.
+  // Stores the first `valid` of a word's units; with `whole`, all of them.
   __device__ void store(const View<float>& to, int64_t place, const float (&values)[kPerWord],
                         int valid, bool whole) const
     requires(kPerWord > 1)
@@ -242,7 +240,7 @@ struct PersistentBlock {
     if (whole) {
       FloatWord<kPerWord> word;
       memcpy(&word, values, sizeof(word));
-      if (valid > 0) *reinterpret_cast<FloatWord<kPerWord>*>(to.at(place, kPerWord)) = word;
+      *reinterpret_cast<FloatWord<kPerWord>*>(to.at(place, kPerWord)) = word;
       return;
     }
     BPTT_UNROLL
@@ -258,7 +256,7 @@ struct PersistentBlock {
     if (whole) {
       uint32_t word;
       memcpy(&word, narrow, 4);
-      if (valid > 0) *reinterpret_cast<uint32_t*>(to.at(place, kPerWord)) = word;
+      *reinterpret_cast<uint32_t*>(to.at(place, kPerWord)) = word;
       return;
     }
     BPTT_UNROLL

@@ -18,10 +18,12 @@ constexpr int kHeldBytes = kMostWarps * 32 * kHeldSteps * 16;  // of registers, 
 
 // --- the model's constants ----------------------------------------------------------------------
 //
-// [quoted]: public measurements on an H100. [limit]: stated by the vendor. [assumed]: not measured
-// yet. Clocks are those of a processor.
+// [quoted]: public measurements on an H100. [limit]: stated by the vendor. [path]: from the
+// compiled kernels' way through a step, benchmarks/step_path.py, which assumes latencies.
+// [assumed]: not measured yet. Clocks are those of a processor.
 
-constexpr double kBarrierUs = 0.05;      // barriers of a block, for each pass [assumed]
+constexpr double kPassClocks = 200;      // of a pass besides its product and its cells [path]
+constexpr double kExchangeClocks = 450;  // to arrive and to wait, instructions alone [path]
 constexpr double kClusterUs = 0.65;      // a cluster's barrier with the skew of blocks [quoted]
 constexpr double kFlagUs = 0.6;          // from block to block through the L2 [quoted]
 constexpr double kL2Clocks = 410;        // latency of the farther half of the L2 [quoted]
@@ -30,24 +32,30 @@ constexpr double kL2BytesPerUs = 5.5e6;  // that all get together [assumed]
 constexpr double kSharedBytesPerClock = 128;  // [limit]
 constexpr double kSharedClocks = 30;          // latency of shared memory [assumed]
 constexpr double kMatrixClocks = 24;          // latency of a matrix instruction [quoted]
-constexpr double kChains = 2;                 // of them at a time, with weights in registers
+constexpr double kHeldClocks = 14;            // of its depth, with weights in registers [path]
+constexpr double kHeldRoundClocks = 70;       // and of as many columns as it takes at a time [path]
+constexpr double kCopyRowClocks = 170;        // of a warp that brings a row of the operand [path]
+constexpr double kCopyClocks = 17;            // and 512 bytes of it [path]
 constexpr double kHopperMatrixShare = 0.63;   // of the peak, by mma.sync [quoted]
 constexpr double kStoreClocks = 4;            // a warp's words to one block of a cluster [assumed]
-constexpr double kItemClocks = 200;           // of a thread for a word of the cell [assumed]
-constexpr double kItemBusyShare = 0.5;        // of those, in which other blocks wait [assumed]
-constexpr double kWeightClocks = 100;         // of a thread to bring one weight [assumed]
-constexpr double kLaunchUs = 2;               // from launch to launch in a stream [assumed]
-constexpr double kPersistentUs = 5;           // to launch, and to end [assumed]
-constexpr double kCooperativeUs = 10;         // the same with cleared counters [assumed]
-constexpr int kThreadsInRoom = 512;           // of a processor, with 128 registers each [assumed]
-constexpr int kHeldThreadsInRoom = 256;       // with weights in registers, 255 each [limit]
-constexpr int kReservedBytes = 1024;          // of shared memory, for each block [limit]
+constexpr double kItemClocks = 150;           // of a thread for a word of the cell, and for each
+constexpr double kForwardGateClocks = 240;    // of its gates [path]
+constexpr double kBackwardGateClocks = 255;
+constexpr double kItemBusyShare = 0.3;       // of those, in which other blocks wait [path]
+constexpr double kForwardWeightClocks = 75;  // of a thread to bring one weight [path]
+constexpr double kBackwardWeightClocks = 160;
+constexpr double kLaunchUs = 2;          // from launch to launch in a stream [assumed]
+constexpr double kPersistentUs = 5;      // to launch, and to end [assumed]
+constexpr double kCooperativeUs = 10;    // the same with cleared counters [assumed]
+constexpr int kThreadsInRoom = 512;      // of a processor, with 128 registers each [assumed]
+constexpr int kHeldThreadsInRoom = 256;  // with weights in registers, 255 each [limit]
+constexpr int kReservedBytes = 1024;     // of shared memory, for each block [limit]
 constexpr int kGroup = 18;  // processors among which a cluster finds room, at most [quoted]
 constexpr int kUsualMhz = 1500;
 
 // Of the step tier's kernels.
 constexpr int kStepRows = 64, kStepSliceBytes = 64;
-constexpr double kSliceClocks = 150;  // a barrier and two instructions' latency [assumed]
+constexpr double kSliceClocks = 380;  // of a slice, its instructions alone [path]
 constexpr int kStepResident = 2;      // blocks of a processor [assumed]
 constexpr double kDiagonalUs = 0.3;   // a step's loads, four steps at a time [assumed]
 
@@ -242,7 +250,7 @@ Work product_from_registers(NumberKind number, const Device& device, const Cut& 
   const double products = double{1} * l.depth * l.gate_rows * columns;
   const double steps = double{1} * l.part_depth * element_bytes(number) / kStepBytes;
   return {
-      rounds * (steps * kMatrixClocks / kChains + kSharedClocks),
+      rounds * (steps * kHeldClocks + kHeldRoundClocks),
       std::max(bytes / kSharedBytesPerClock, products / matrix_rate(number, device.capability))};
 }
 
@@ -253,17 +261,21 @@ Work product_work(NumberKind number, const Device& device, const Cut& cut, const
   return product_by_warps(number, device, cut, l, threads);
 }
 
+double item_clocks(double gates, bool backward) {
+  return kItemClocks + gates * (backward ? kBackwardGateClocks : kForwardGateClocks);
+}
+
 // The cell, and the parts of the sums that it adds up.
 Work pointwise_work(const Shape& s, const Cut& cut, int items, int threads) {
   const double sums = (4 / s.element_bytes) * (s.backward ? 1 : s.gates) * cut.parts;
   const double rounds = tiles_of(items, threads);
-  return {rounds * (kItemClocks + sums),
-          rounds * kItemClocks * kItemBusyShare + tiles_of(items, 32) * sums};
+  const double item = item_clocks(s.gates, s.backward);
+  return {rounds * (item + sums), rounds * item * kItemBusyShare + tiles_of(items, 32) * sums};
 }
 
-// Of `rows` sequences that there are, of all passes.
+// Of `rows` sequences that there are, of all passes: with the way of an operand to shared memory.
 double exchange_us(Tier tier, const Shape& s, const Device& device, const Cut& cut, int rows,
-                   int columns, int blocks) {
+                   int columns, int blocks, int threads) {
   const double clock = clocks_per_us(device);
   if (tier == Tier::kBlock) return 0;
   if (tier == Tier::kCluster) {
@@ -272,8 +284,12 @@ double exchange_us(Tier tier, const Shape& s, const Device& device, const Cut& c
     return kClusterUs + words * cut.team * kStoreClocks / clock;
   }
   const double bytes = double{1} * rows * columns * s.element_bytes;
+  const int pass_rows = std::min(rows, cut.rows);
+  const double copied = tiles_of(pass_rows, threads / 32) *
+                        (kCopyRowClocks + tiles_of(columns * s.element_bytes, 512) * kCopyClocks);
+  const double path = (kExchangeClocks + cut.passes * copied) / clock;
   const double read = std::max(bytes / kL2BytesPerClock / clock, blocks * bytes / kL2BytesPerUs);
-  return kFlagUs + (1 + cut.passes) * kL2Clocks / clock + read;
+  return kFlagUs + (1 + cut.passes) * kL2Clocks / clock + std::max(path, read);
 }
 
 // Sets what follows from tier, cut and threads.
@@ -301,11 +317,13 @@ void model_persistent(const GpuProblem& p, const Device& device, GpuPlan* plan) 
   const int items = l.items * std::min(rows, cut.rows) / cut.rows;
   const double pass = clocks(product_work(p.number, device, cut, l, plan->threads), crowd) +
                       clocks(pointwise_work(s, cut, items, plan->threads), crowd);
-  plan->step_us = cut.passes * (kBarrierUs + pass / clock) +
-                  exchange_us(plan->tier, s, device, cut, rows, l.columns, plan->blocks);
+  plan->step_us =
+      cut.passes * (kPassClocks + pass) / clock +
+      exchange_us(plan->tier, s, device, cut, rows, l.columns, plan->blocks, plan->threads);
   const double weights = tiles_of(l.gate_rows * l.pitch, plan->threads);
+  const double weight_clocks = p.backward ? kBackwardWeightClocks : kForwardWeightClocks;
   const double launch = plan->tier == Tier::kGrid ? kCooperativeUs : kPersistentUs;
-  plan->sequence_us = launch + plan->waves * (weights * kWeightClocks / clock +
+  plan->sequence_us = launch + plan->waves * (weights * weight_clocks / clock +
                                               static_cast<double>(p.steps) * plan->step_us);
 }
 
@@ -344,7 +362,10 @@ double step_launch_us(const GpuProblem& p, const Device& device, double blocks, 
   const double crowd = std::min<double>(kStepResident, std::ceil(blocks / processors));
   const double waves = std::ceil(blocks / (processors * crowd));
   const double slice = std::max(kSliceClocks, crowd * std::max(read / kL2BytesPerClock, multiply));
-  const double own = waves * (2 * kL2Clocks + slices * slice + 4 * kItemClocks) / clock;
+  const double own = waves *
+                     (2 * kL2Clocks + slices * slice +
+                      item_clocks(static_cast<double>(traits_of(p.cell).gates), p.backward)) /
+                     clock;
   return kLaunchUs + std::max(own, blocks * slices * read / kL2BytesPerUs);
 }
 
@@ -395,6 +416,8 @@ struct Search {
       for (; cut.parts == 1 || (cut.parts - 1) * tiles < workers; ++cut.parts) {
         const int wanted = std::max(l.items, tiles * cut.parts * (by_threads ? 1 : 32));
         consider(cut, std::min(kMostThreads, rounded_up(wanted, 32)));
+        // More of them bring the operand sooner.
+        if (tier == Tier::kGrid) consider(cut, kMostThreads);
       }
     }
   }

@@ -325,9 +325,7 @@ def gpu_here(monkeypatch):
     monkeypatch.setattr(dispatch, "_TRITON_ERROR", None)
     monkeypatch.setattr(dispatch, "_TRITON_INTERPRETED", False)
     monkeypatch.setattr(dispatch, "_SIMULATOR", "")
-    dispatch._start_error_on.cache_clear()
-    yield
-    dispatch._start_error_on.cache_clear()
+    monkeypatch.setattr(dispatch, "_start_errors", {})
 
 
 def refuse(index):
@@ -341,7 +339,7 @@ def test_a_build_that_cannot_start_leaves_the_gpu_to_triton(gpu_here, monkeypatc
     problem = dispatch.Problem("lstm", "cuda", torch.float32)
     monkeypatch.setattr(torch.ops.bptt, "gpu_device", lambda index: [90, 132, 232448, 1980])
     assert dispatch.choose(problem) == "cuda"
-    dispatch._start_error_on.cache_clear()
+    dispatch._start_errors.clear()
     monkeypatch.setattr(torch.ops.bptt, "gpu_device", refuse)
     assert dispatch.choose(problem) == "triton"
     reason = dispatch.reasons(problem)["cuda"]

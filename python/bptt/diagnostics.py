@@ -125,7 +125,7 @@ def _notes(backend: str, layer: Any, control: Control) -> str:
             whole = "layer_norm" if spec.normalized else "clip_grad_norm"
             parts.append(f"{whole} needs whole rows, so that workers share the batch alone")
         if control != PLAIN:
-            parts.append(f"a row at a time, for {', '.join(control.asked())}")
+            parts.append(f"with {', '.join(control.asked())} in the loop")
     return "; ".join(parts)
 
 

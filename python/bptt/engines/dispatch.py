@@ -13,7 +13,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from importlib import metadata
 
 import torch
@@ -176,14 +175,18 @@ def _cuda_absent() -> str | None:
     return _cuda_start_error()
 
 
-@torch.compiler.assume_constant_result
+_start_errors: dict[int, str | None] = {}  # by GPU, once it was asked
+
+
 def _cuda_start_error() -> str | None:
     """Why no kernel of this build can start on the current GPU, or None."""
-    return _start_error_on(torch.cuda.current_device())
+    index = torch.cuda.current_device()
+    if index not in _start_errors and not torch.compiler.is_compiling():
+        _start_errors[index] = _asked_to_start(index)
+    return _start_errors.get(index)
 
 
-@lru_cache
-def _start_error_on(index: int) -> str | None:
+def _asked_to_start(index: int) -> str | None:
     try:
         torch.ops.bptt.gpu_device(index)
     except RuntimeError as error:

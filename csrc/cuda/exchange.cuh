@@ -28,7 +28,8 @@ __global__ void __launch_bounds__(kThreads, 1)
                  layout.columns,
                  layout.pitch,
                  exchange.words,
-                 exchange.counters};
+                 exchange.counters,
+                 exchange.patience_ns};
   team.start();
   uint32_t right = 0;
   const int next = (blockIdx.x + 1) % gridDim.x * cut.units;

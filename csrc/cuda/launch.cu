@@ -76,6 +76,7 @@ const char* gpu_exchange(Tier tier, int device, int blocks, int rounds, uint32_t
   auto* const counter = static_cast<uint32_t*>(scratch);
   gpu::ExchangeArgs exchange;
   exchange.counters = {counter, 1};
+  exchange.patience_ns = 20'000'000'000;
   exchange.words = {counter + kCounterBytes / 4,
                     exchange_words(gpu::exchange_shape(grid), cut, layout)};
   cudaError_t status = gpu::zero_memory(scratch, kCounterBytes, stream);

@@ -142,6 +142,7 @@ cudaError_t launch_persistent(const char* name, PersistentKernel<Args> kernel, c
   config.shared_bytes = layout_of(shape, cut).bytes;
   config.stream = call.stream;
   ExchangeArgs exchange;
+  exchange.patience_ns = call.patience_ns;
   if (shape.grid) {
     config.cooperative = true;
     const ExchangeBytes bytes(shape, cut, int64_t{slices} * directions);

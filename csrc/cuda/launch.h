@@ -13,6 +13,8 @@ struct GpuCall {
   void* scratch;  // of gpu_scratch bytes, whatever they hold
   void* stream;   // cudaStream_t
   bool* refused;  // becomes true where the step tier ran for want of room
+  // How long a block waits for others before it ends the process's use of the device; 0: for ever.
+  uint64_t patience_ns;
 };
 
 // The limits of a device; null, or why they could not be read.

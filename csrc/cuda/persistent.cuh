@@ -15,6 +15,7 @@ constexpr int kThreads = 256;  // of a block, at most
 struct ExchangeArgs {
   View<uint32_t> words;     // [D, slices, exchange_words]
   View<uint32_t> counters;  // [D, slices], zeros
+  uint64_t patience_ns = 0;
 };
 
 // Words on their way from global memory while a thread waits for others. A thread reads what it has
@@ -160,7 +161,8 @@ struct PersistentBlock {
         layout.columns,
         pitch,
         Team<S>::kGrid ? exchange.words.slice(int64_t{own} * words, words) : View<uint32_t>(),
-        Team<S>::kGrid ? exchange.counters.slice(own, 1) : View<uint32_t>()};
+        Team<S>::kGrid ? exchange.counters.slice(own, 1) : View<uint32_t>(),
+        exchange.patience_ns};
     for (int item = threadIdx.x; item < buffers * cut.rows * pitch; item += blockDim.x) {
       team.memory.shared[item] = Number::zero();
     }

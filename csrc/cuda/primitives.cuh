@@ -30,17 +30,19 @@
 //     init(arrivals)         by one thread, which then calls fence_barriers(), and
 //                            arrive_cluster/wait_cluster before anybody uses it
 //     arrive_and_expect(bytes)
-//     wait(parity)           until the phase of that parity has ended
+//     wait(parity, patience_ns)
+//                            until the phase of that parity has ended
 //   store_remote(here, value, barrier, rank)
 //                            to the same place in another block's shared memory; then counts four
 //                            bytes at the same barrier there
 //
 // Blocks of a grid (a cooperative launch); counters lie in global memory and only grow:
-//   signal(counter, count)             by one thread, after a sync_block: what the block has stored
-//   wait_for_signals(counter, goal)    is there for whoever saw the count, and a sync_block after
-//   it
+//   signal(counter, count)   by one thread, after a sync_block: what the block has stored ...
+//   wait_for_signals(counter, goal, patience_ns)
+//                            ... is there for whoever saw the count, and a sync_block after it
 //
-// Waiting is bounded: after kPatienceNs a kernel prints what it waits for and traps.
+// Waiting is bounded: after patience_ns, if that is not 0, a kernel prints what it waits for and
+// traps, which ends the process's use of the device. BPTT_PATIENCE_SECONDS sets it (launch.cuh).
 //
 // The host's side; a status is a cudaError_t:
 //   launch(name, kernel, config, arguments...)

@@ -58,8 +58,6 @@ __device__ inline uint32_t shared_address(const void* pointer) {
 // --- waiting
 // --------------------------------------------------------------------------------------
 
-constexpr uint64_t kPatienceNs = 20'000'000'000;
-
 __device__ inline uint64_t nanoseconds() {
   uint64_t time;
   asm volatile("mov.u64 %0, %%globaltimer;" : "=l"(time));
@@ -74,13 +72,13 @@ static __device__ __noinline__ void give_up(const char* what) {
 }
 
 template <class Ready>
-__device__ void wait_until(Ready ready, const char* what) {
+__device__ void wait_until(Ready ready, uint64_t patience_ns, const char* what) {
   for (int k = 0; k < 1024; ++k) {
     if (ready()) return;
   }
   const uint64_t start = nanoseconds();
   while (!ready()) {
-    if (nanoseconds() - start > kPatienceNs) {
+    if (patience_ns > 0 && nanoseconds() - start > patience_ns) {
       give_up(what);
       __builtin_unreachable();
     }
@@ -215,9 +213,10 @@ class TransactionBarrier {
         : "memory");
   }
 
-  __device__ void wait(unsigned parity) {
+  __device__ void wait(unsigned parity, uint64_t patience_ns) {
     const uint32_t address = shared_address(&word_);
-    wait_until([address, parity] { return ended(address, parity & 1); }, "a transaction barrier");
+    wait_until([address, parity] { return ended(address, parity & 1); }, patience_ns,
+               "a transaction barrier");
   }
 
  private:
@@ -269,7 +268,7 @@ struct TransactionBarrier {
   uint64_t word;
   __device__ void init(unsigned) {}
   __device__ void arrive_and_expect(unsigned) {}
-  __device__ void wait(unsigned) {}
+  __device__ void wait(unsigned, uint64_t) {}
 };
 __device__ inline void fence_barriers() {}
 __device__ inline void store_remote(uint32_t*, uint32_t, TransactionBarrier*, unsigned) {}
@@ -283,13 +282,13 @@ __device__ inline void signal(uint32_t* counter, uint32_t count) {
   asm volatile("red.release.gpu.global.add.u32 [%0], %1;" ::"l"(counter), "r"(count) : "memory");
 }
 
-__device__ inline void wait_for_signals(uint32_t* counter, uint32_t goal) {
+__device__ inline void wait_for_signals(uint32_t* counter, uint32_t goal, uint64_t patience_ns) {
   const auto ready = [counter, goal] {
     uint32_t seen;
     asm volatile("ld.acquire.gpu.global.u32 %0, [%1];" : "=r"(seen) : "l"(counter) : "memory");
     return static_cast<int32_t>(seen - goal) >= 0;  // counters may wrap around
   };
-  wait_until(ready, "signals of other blocks");
+  wait_until(ready, patience_ns, "signals of other blocks");
 }
 
 // --- the host's side

@@ -35,6 +35,7 @@ struct TeamMemory {
   int rows, passes, filled, columns, pitch;  // filled: rows of all passes that there are
   View<uint32_t> exchange;  // in global memory, for GridTeam: [2, passes * rows, exchange_pitch]
   View<uint32_t> counter;   // [1], zero at the launch
+  uint64_t patience_ns;     // of who waits for other blocks; see primitives.cuh
 
   __device__ Tile<T> tile(int buffer) const {
     return {shared.slice(buffer * rows * pitch, rows * pitch), pitch};
@@ -93,7 +94,7 @@ struct ClusterTeam {
 
   __device__ void arrive(int) {}  // every word counts itself
   __device__ void wait(int n) {
-    barrier(n).wait(n / 2);  // a barrier is used by every second publication
+    barrier(n).wait(n / 2, memory.patience_ns);  // a barrier is used by every second publication
     sync_block();
     // For publication n + 2: nobody sends it before this block has published n + 1, which it does
     // after a sync_block.
@@ -131,7 +132,8 @@ struct GridTeam {
     if (threadIdx.x == 0) signal(memory.counter.at(0, 1), 1);
   }
   __device__ void wait(int n) {
-    if (threadIdx.x == 0) wait_for_signals(memory.counter.at(0, 1), (n + 1) * gridDim.x);
+    if (threadIdx.x == 0)
+      wait_for_signals(memory.counter.at(0, 1), (n + 1) * gridDim.x, memory.patience_ns);
     sync_block();
   }
 

@@ -135,8 +135,8 @@ void run(CellKind cell, const Control& control, Tier tier, NumberKind number, in
   bool refused = false;
   const auto call_of = [&](bool backward) {
     const GpuProblem problem{cell, number, T, B, D, H, H, false, backward, control.on, false};
-    return GpuCall{number,  plan,    0, arrays.memory(CellLaunch<Cell>::scratch(problem, plan)),
-                   nullptr, &refused};
+    return GpuCall{number,  plan,     0, arrays.memory(CellLaunch<Cell>::scratch(problem, plan)),
+                   nullptr, &refused, 0};
   };
   check(CellLaunch<Cell>::forward(call_of(false), f));
   check(CellLaunch<Cell>::backward(call_of(true), b));

@@ -263,7 +263,8 @@ class TransactionBarrier {
     change([bytes](State& s) { s.bytes -= static_cast<int>(bytes); });
   }
 
-  void wait(unsigned parity, Where where = Where::current()) {
+  // The simulator has a patience of its own.
+  void wait(unsigned parity, uint64_t, Where where = Where::current()) {
     sim::wait_until(
         [this, parity] {
           return unpack(state().load(std::memory_order_acquire)).phase != parity % 2;
@@ -362,7 +363,8 @@ inline void signal(uint32_t* counter, uint32_t count) {
   sim::progressed();
 }
 
-inline void wait_for_signals(uint32_t* counter, uint32_t goal, Where where = Where::current()) {
+inline void wait_for_signals(uint32_t* counter, uint32_t goal, uint64_t,
+                             Where where = Where::current()) {
   sim::wait_until(
       [counter, goal] {
         const uint32_t seen = std::atomic_ref<uint32_t>(*counter).load(std::memory_order_acquire);

@@ -116,7 +116,7 @@ __global__ void ring(View<const uint32_t> values, View<uint32_t> out, int rounds
     // In the last round nobody meets again: who does not wait for its own is gone too soon.
     const bool last = fault == kLeavesEarly && round + 1 == rounds;
     if (last && rank == 0) return;
-    if (fault != kMissingWait) barriers[parity].wait(round / 2 + (fault == kWrongPhase ? 1 : 0));
+    if (fault != kMissingWait) barriers[parity].wait(round / 2 + (fault == kWrongPhase ? 1 : 0), 0);
     value = buffers[buffer + k];
     // Ready for the round after the next; nobody sends for it before all have come here.
     gpu::sync_block();
@@ -142,7 +142,7 @@ __global__ void hops(View<float> out, View<uint32_t> counter, int rounds, int fa
     if (k == 0) {
       out[next + block] = 1 + sum / blocks;
       if (fault != kMissingSignal || block != 0) gpu::signal(counter.at(0, 1), 1);
-      if (fault != kMissingWait) gpu::wait_for_signals(counter.at(0, 1), (round + 1) * blocks);
+      if (fault != kMissingWait) gpu::wait_for_signals(counter.at(0, 1), (round + 1) * blocks, 0);
     }
     gpu::sync_block();
   }
@@ -160,7 +160,7 @@ __global__ void mail(View<float> letters, View<float> out, View<uint32_t> counte
     letters[now + block] = static_cast<float>(round * blocks + block);
     gpu::signal(counter.at(0, 1), 1);
     if (fault == kEarlyCopy) fetch();
-    gpu::wait_for_signals(counter.at(0, 1), (round + 1) * blocks);
+    gpu::wait_for_signals(counter.at(0, 1), (round + 1) * blocks, 0);
     if (fault != kEarlyCopy) fetch();
     gpu::commit_copies();
     gpu::wait_for_copies<0>();

@@ -4,6 +4,8 @@
 // With BPTT_SIMULATOR the same ops take CPU tensors, and csrc/simulator runs the kernels.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 
+#include <cstdlib>
+
 #include "../cuda/launch.h"
 #include "control.h"
 #include "gpu_problem.h"
@@ -188,6 +190,20 @@ int64_t device_index(const Tensor& tensor) {
   return tensor.is_cpu() ? 0 : tensor.get_device_index();
 }
 
+// BPTT_PATIENCE_SECONDS, by default 20: a debugger, a sanitizer or a machine that sleeps can hold a
+// block back for longer.
+uint64_t patience_ns(const char* op) {
+  const char* text = std::getenv("BPTT_PATIENCE_SECONDS");
+  if (text == nullptr || *text == 0) return 20'000'000'000;
+  char* end = nullptr;
+  const double seconds = std::strtod(text, &end);
+  STD_TORCH_CHECK(
+      *end == 0 && seconds >= 0 && seconds <= 1e9, op,
+      ": BPTT_PATIENCE_SECONDS must be a number of seconds from 0 (for ever) to 1e9, got \"", text,
+      "\"");
+  return static_cast<uint64_t>(seconds * 1e9);
+}
+
 // The device, the plan, scratch memory, and the stream that is current. The tensor holds the memory
 // until the call has been enqueued; torch gives it out again on the same stream only.
 GpuCall launch_of(const Call& c, const std::vector<int64_t>& numbers, Tensor* scratch,
@@ -195,8 +211,8 @@ GpuCall launch_of(const Call& c, const std::vector<int64_t>& numbers, Tensor* sc
   const int64_t index = device_index(c.lead);
   const GpuPlan plan = plan_from(c.op, numbers, c.problem, device_at(c.op, index));
   *scratch = torch::stable::new_empty(c.lead, {gpu_scratch(c.problem, plan)}, ScalarType::Byte);
-  return {c.number.kind,          plan,   static_cast<int>(index), scratch->mutable_data_ptr(),
-          stream_of(c.op, index), refused};
+  return {c.number.kind,          plan,    static_cast<int>(index), scratch->mutable_data_ptr(),
+          stream_of(c.op, index), refused, patience_ns(c.op)};
 }
 
 bool forward(Text cell, Text number, std::vector<int64_t> plan, Tensor gates_x, MaybeTensor b_ih,

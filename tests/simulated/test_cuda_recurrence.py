@@ -198,6 +198,19 @@ def test_a_launch_without_room_takes_the_step_tier_and_says_so(cell, monkeypatch
         assert "forward calls found no room" in str(bptt.explain(layer, torch.randn(3, 4, 8)))
 
 
+@pytest.mark.parametrize("text", ["soon", "-1", "1e10", "nan"])
+def test_a_patience_that_is_none(text, monkeypatch):
+    monkeypatch.setenv("BPTT_PATIENCE_SECONDS", text)
+    message = f"BPTT_PATIENCE_SECONDS must be a number .* got \"{text}\""
+    with bptt.backend("cuda"), pytest.raises(RuntimeError, match=message):
+        bptt.GRU(3, 4)(torch.randn(2, 1, 3))
+
+
+def test_another_patience(monkeypatch):
+    monkeypatch.setenv("BPTT_PATIENCE_SECONDS", "0")
+    check(Case("gru", steps=2, batch=3, hidden=6), BF16, "cuda")
+
+
 def test_every_tier_rounds_the_hidden_state_alike(monkeypatch):
     """Without a product of it nothing else tells the tiers apart."""
     layer, x = bptt.GRU(5, 12).bfloat16(), torch.randn(6, 9, 5).bfloat16()

@@ -201,7 +201,7 @@ def test_a_launch_without_room_takes_the_step_tier_and_says_so(cell, monkeypatch
 @pytest.mark.parametrize("text", ["soon", "-1", "1e10", "nan"])
 def test_a_patience_that_is_none(text, monkeypatch):
     monkeypatch.setenv("BPTT_PATIENCE_SECONDS", text)
-    message = f"BPTT_PATIENCE_SECONDS must be a number .* got \"{text}\""
+    message = f'BPTT_PATIENCE_SECONDS must be a number .* got "{text}"'
     with bptt.backend("cuda"), pytest.raises(RuntimeError, match=message):
         bptt.GRU(3, 4)(torch.randn(2, 1, 3))
 

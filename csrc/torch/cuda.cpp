@@ -11,6 +11,7 @@
 #include "gpu_problem.h"
 
 #if defined(BPTT_SIMULATOR)
+#include "../cuda/primitives.cuh"
 #include "../simulator/machine.h"
 #define BPTT_GPU_KEY CPU
 #else
@@ -322,6 +323,36 @@ std::vector<int64_t> simulated_device() {
   return limits_of(device_at("bptt::simulated_device", 0));
 }
 
+// One matrix instruction of a warp: each lane's words of both operands in, its sums out.
+Tensor simulated_mma(Text number, Tensor a, Tensor b) {
+  constexpr const char* kOp = "bptt::simulated_mma";
+  constexpr int64_t kLanes = 32;
+  const NumberKind kind = number_of(kOp, number).kind;
+  STD_TORCH_CHECK(kind != NumberKind::kFloat32, kOp, ": fp32 has no matrix instruction");
+  for (const auto& [name, tensor, width] : {std::tuple("a", a, int64_t{4}), {"b", b, 2}}) {
+    STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Int && tensor.is_contiguous() &&
+                        shape_of(tensor) == std::vector<int64_t>({kLanes, width}),
+                    kOp, ": ", name, " must be a dense int32 tensor [32, ", width, "], got ",
+                    shape_text(shape_of(tensor)));
+  }
+  Tensor out = torch::stable::new_empty(a, {kLanes, 4}, ScalarType::Float);
+  const auto* words_a = static_cast<const uint32_t*>(a.const_data_ptr());
+  const auto* words_b = static_cast<const uint32_t*>(b.const_data_ptr());
+  auto* sums = static_cast<float*>(out.mutable_data_ptr());
+  simulator::run({"simulated_mma", {1, 1, 1}, {kLanes, 1, 1}}, [&] {
+    const unsigned lane = simulator::self->lane();
+    uint32_t of_a[4], of_b[2];
+    float d[4] = {};
+    std::memcpy(of_a, words_a + 4 * lane, sizeof(of_a));
+    std::memcpy(of_b, words_b + 2 * lane, sizeof(of_b));
+    if (kind == NumberKind::kTf32) gpu::multiply_16x8x8(d, of_a, of_b);
+    if (kind == NumberKind::kFloat16) gpu::multiply_16x8x16<gpu::Fp16>(d, of_a, of_b);
+    if (kind == NumberKind::kBFloat16) gpu::multiply_16x8x16<gpu::Bf16>(d, of_a, of_b);
+    std::memcpy(sums + 4 * lane, d, sizeof(d));
+  });
+  return out;
+}
+
 // The order of threads in launches to come, and how many blocks run at a time.
 void simulate(int64_t seed, int64_t processors) {
   simulator::options.seed = static_cast<uint64_t>(seed);
@@ -342,11 +373,13 @@ std::vector<int64_t> device_limits(int64_t index) {
 STABLE_TORCH_LIBRARY_FRAGMENT(bptt, m) {
   m.def("simulate(int seed, int processors) -> ()");
   m.def("simulated_device() -> int[]");
+  m.def("simulated_mma(str number, Tensor a, Tensor b) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bptt, CompositeExplicitAutograd, m) {
   m.impl("simulate", TORCH_BOX(&bptt::simulate));
   m.impl("simulated_device", TORCH_BOX(&bptt::simulated_device));
+  m.impl("simulated_mma", TORCH_BOX(&bptt::simulated_mma));
 }
 #else
 STABLE_TORCH_LIBRARY_IMPL(bptt, CompositeExplicitAutograd, m) {

@@ -185,3 +185,12 @@ def address(text: str) -> Address:
         return total
 
     return Address(read, tuple(registers))
+
+
+# What an instruction does to a thread, returning where to go on or None, and the registers that it
+# reads and writes.
+Meaning = tuple[Callable[[State], "int | None"], tuple[str, ...], tuple[str, ...]]
+
+
+def registers_of(sources: list[Source]) -> tuple[str, ...]:
+    return tuple(name for one in sources for name in one.registers)

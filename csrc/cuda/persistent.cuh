@@ -218,7 +218,7 @@ struct PersistentBlock {
   __device__ float& state(int plane, int row, int unit) const {
     return states[(plane * cut.passes * cut.rows + row) * cut.units + unit];
   }
-  // The same of a word's units, and sums of the product for them.
+  // The same of a word's units.
   __device__ FloatWord<kPerWord>& state_word(int plane, int row, int first) const {
     const int place = (plane * cut.passes * cut.rows + row) * cut.units + first;
     return *reinterpret_cast<FloatWord<kPerWord>*>(states.at(place, kPerWord));

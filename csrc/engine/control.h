@@ -43,8 +43,8 @@ class Controls {
   template <int N>
   Rows<T, N> stays(int state, const Place& at) const {
     if (!c_.sampled) return Rows<T, N>(static_cast<T>(rate(state)));
-    if (at != drawn_at_ ||
-        rows_drawn_ < N) {  // one draw serves the hidden state and the cell states of a place
+    // One draw serves the hidden state and the cell states of a place.
+    if (at != drawn_at_ || rows_drawn_ < N) {
       for (int r = 0; r < N; ++r) {
         draw_lanes(static_cast<uint64_t>(*c_.seed), Draw::kZoneout, at.unit, at.row + r, at.time,
                    at.direction, drawn_[r]);

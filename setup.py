@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import fcntl
 import importlib.util
+import json
 import os
 import platform
 import shlex
@@ -46,11 +47,13 @@ BUILD = Path("build/native")  # like all paths of the ninja file, relative to RO
 TORCH_ABI = "0x020b000000000000"  # 2.11: the oldest torch that can load the binary
 PYTHON_ABI = "0x030a0000"  # 3.10: the oldest Python
 
-COMPILE = ["-std=c++20", "-fPIC", "-fvisibility=hidden", "-DNDEBUG", "-Wall", "-Wextra"]
+# Cells that are compiled later (python/bptt/custom/native.py) take the same flags.
+FLAGS = json.loads((ROOT / "csrc" / "engine" / "flags.json").read_text(encoding="utf-8"))
+COMPILE = [*FLAGS["language"], "-Wall", "-Wextra"]
 
 # The engine's numbers must not depend on -ffast-math: NaN and infinity pass through it. These
 # only let the compiler fuse a*b+c and ignore errno and the floating-point exception flags.
-ARITHMETIC = ["-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math"]
+ARITHMETIC = FLAGS["arithmetic"]
 
 # Compiled once for each instruction set.
 PER_INSTRUCTION_SET = ("cpu_kernels.cpp", "cpu_controlled.cpp")
@@ -59,11 +62,7 @@ PER_INSTRUCTION_SET = ("cpu_kernels.cpp", "cpu_controlled.cpp")
 # processor of the family.
 INSTRUCTION_SETS = {"baseline": []}
 if platform.machine() in ("x86_64", "AMD64"):
-    INSTRUCTION_SETS["avx2"] = ["-mavx2", "-mfma", "-mf16c"]
-    INSTRUCTION_SETS["avx512"] = [
-        *("-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512dq", "-mfma"),
-        "-mprefer-vector-width=512",
-    ]
+    INSTRUCTION_SETS |= FLAGS["instruction_sets"]
 # What /proc/cpuinfo says of a processor that has one; a build in place leaves the others out.
 CPU_FLAGS = {"avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq"}}
 
@@ -283,8 +282,8 @@ def add_engine(file: NinjaFile, in_place: bool) -> list[Path]:
         if source.name in PER_INSTRUCTION_SET:
             for name, flags in compiled.items():
                 flags = [*plain, f"-DBPTT_ISA={name}", *flags]
-                # In place, where this processor has better, the baseline is for tests alone.
-                hasty = in_place and name == "baseline" and len(compiled) > 1
+                # In place, all but the best that this processor has are for tests alone.
+                hasty = in_place and name != list(compiled)[-1]
                 variant = f"{name}-hasty" if hasty else name
                 flags += ["-O1"] if hasty else []
                 objects.append(file.compile(source, flags, variant=variant))
@@ -335,7 +334,7 @@ def torch_flags() -> list[str]:
 def torch_link_flags() -> list[str]:
     # libtorch looks unneeded on a torch without CUDA, yet is what leads to the symbols of one with.
     libraries = ["-Wl,--no-as-needed", "-ltorch", "-ltorch_cpu", "-lc10", "-Wl,--as-needed"]
-    return [f"-L{torch_folder() / 'lib'}", *libraries]
+    return [f"-L{torch_folder() / 'lib'}", *libraries, "-ldl"]
 
 
 def add_library(file: NinjaFile, engine: list[Path], cuda: Cuda | None) -> Path:
@@ -366,7 +365,7 @@ def add_development_module(file: NinjaFile, engine: list[Path]) -> Path:
 
     flags = [*COMPILE, *ARITHMETIC, *python_flags(), f"-isystem{pybind11.get_include()}"]
     objects = [file.compile(source, flags) for source in sources("dev", ".cpp")]
-    return file.link("_dev.so", [*objects, *engine], [])
+    return file.link("_dev.so", [*objects, *engine], ["-ldl"])
 
 
 # The simulator's engines: what each is compiled with, and what it finds (csrc/simulator).
@@ -521,9 +520,20 @@ setup(
         "bptt",
         *(f"bptt.{name}" for name in find_packages(str(ROOT / "python" / "bptt"))),
         "bptt.kernels",
+        "bptt.csrc",
     ],
-    package_dir={"bptt": "python/bptt", "bptt.kernels": "kernels"},
-    package_data={"bptt": ["py.typed", "*.pyi", "train/*.jinja"]},
+    package_dir={"bptt": "python/bptt", "bptt.kernels": "kernels", "bptt.csrc": "csrc"},
+    package_data={
+        "bptt": ["py.typed", "*.pyi", "train/*.jinja"],
+        # What cells of one's own are compiled with: python/bptt/custom/native.py.
+        "bptt.csrc": [
+            "cells/*.h",
+            "engine/*.h",
+            "engine/*.json",
+            "engine/team.cpp",
+            "engine/plan.cpp",
+        ],
+    },
     # Their sources are listed by write_commands.
     ext_modules=[
         Extension("bptt._C", sources=[], py_limited_api=True),

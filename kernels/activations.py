@@ -33,6 +33,21 @@ def log_sigmoid(x):
 
 
 @triton.jit
+def log_of_one_plus(x):
+    """log(1 + x); what rounding takes from the sum is given back in first order."""
+    u = 1.0 + x
+    lost = x - (u - 1.0)
+    return tl.where(u == x, tl.log(u), tl.log(u) + tl.where(u == 0, 0.0, lost / u))
+
+
+@triton.jit
+def exponential_minus_one(x):
+    # Near zero the difference loses its digits to cancellation; with y = tanh(x / 2) it does not.
+    y = tanh(0.5 * x)
+    return tl.where(tl.abs(x) < 1, 2.0 * y / (1.0 - y), tl.exp(x) - 1.0)
+
+
+@triton.jit
 def limited(x, least, most):
     """x within bounds; a NaN passes."""
     return tl.where(x < least, least, tl.where(x > most, most, x))

@@ -49,6 +49,7 @@ from .tiles import (
     row_masks,
     store_as,
     store_planes,
+    units_of,
     where_all,
     zeros,
 )
@@ -325,6 +326,8 @@ def backward_resident(
                 saved, before, states, own_weights(w_unit, CELL), (dh,) + dcells, io
             )
         store_gates(io, row, n, inside, active, dgates_x, dgates_h, 0, G, G)
+        if CELL.custom:
+            dgates_h = where_all(inside, dgates_h, zeros(BB, BN, G))
         bypass = with_passing(io, bypass, passing_h, passing_c)
 
         through = bypass[0]
@@ -343,7 +346,7 @@ def backward_resident(
         passed = (through,) + planes(bypass, 1, C)
         on = passes_on(io, t, backwards, first, keep)
         passed = where_all(on, passed, zeros(BB, BN, 1 + C))
-        dstates = where_all(active, passed, dstates)
+        dstates = where_all(units_of(active, n, io, CELL), passed, dstates)
         summed = ()
         for p in tl.static_range(len(dw_unit)):
             summed = summed + (dw_unit[p] + tl.where(active, dw_unit_now[p], 0.0),)

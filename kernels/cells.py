@@ -36,12 +36,14 @@ Sources of the equations: `csrc/cells/`.
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
 import triton
 import triton.language as tl
 
+from bptt.custom import generated
 from bptt.recurrence.cells import CELLS
 
 from .activations import (
@@ -313,6 +315,8 @@ class KernelCell:
         name: in `bptt.recurrence.cells.CELLS`, whose counts these are.
         cell_states: states besides the hidden one.
         kept: planes of `saved` that are the cell's own; a normalised cell's product follows.
+        custom: whether it was made by `bptt.cell`: what it makes of the lanes of a tile that are no
+            unit's, whose inputs are zero, may be any number.
     """
 
     forward: Any
@@ -332,6 +336,7 @@ class KernelCell:
     unit_weights: int = 0
     stages: int = 0
     normalized: bool = False
+    custom: bool = False
 
     def __repr__(self) -> str:
         return f"KernelCell({self.name})"
@@ -384,7 +389,17 @@ def _counted(name: str, functions: KernelCell) -> KernelCell:
         unit_weights=len(spec.unit_weights),
         stages=spec.stages,
         normalized=spec.normalized,
+        custom=spec.custom is not None,
     )
+
+
+@functools.cache
+def kernel_cell(name: str) -> KernelCell:
+    """The functions of a cell; those of one made by `bptt.cell` are written down and imported."""
+    if name in KERNEL_CELLS:
+        return KERNEL_CELLS[name]
+    functions = generated.functions(name, (CELLS[name].custom or {})["triton.py"])
+    return _counted(name, KernelCell(*functions))
 
 
 KERNEL_CELLS = {name: _counted(name, functions) for name, functions in _FUNCTIONS.items()}

@@ -29,6 +29,7 @@ from .tiles import (
     row_masks,
     store_as,
     store_planes,
+    units_of,
     where_all,
     zeros,
 )
@@ -209,7 +210,7 @@ def forward_resident(
         left = zoned_cells(io, before, after, b, n, t, d)
         keep_cells(io, row, n, active, left, C)
         store_output(io, row, n, b, B, active, h)
-        states = where_all(active, with_hidden(h, left), states)
+        states = where_all(units_of(active, n, io, CELL), with_hidden(h, left), states)
     store_as(io.h_n + lane * io.H + n, states[0], inside)
     for k in tl.static_range(C):
         store_as(p_c + k * io.H, states[1 + k], inside)

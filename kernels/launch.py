@@ -27,7 +27,7 @@ from . import backward as back
 from . import backward_tiles as back_tiles
 from . import forward as fore
 from . import forward_tiles as fore_tiles
-from .cells import KERNEL_CELLS
+from .cells import kernel_cell
 from .control import LoopControl
 from .launcher import relauncher
 from .parts import PLACES
@@ -236,7 +236,7 @@ def loop_control(cell: str, control: Control, loop: LoopInputs, sizes: Sizes) ->
     zones_out = control.zoneout_h > 0 or control.zoneout_c > 0
     return LoopControl(
         gate=tl.constexpr(control.gates or "sigmoid"),
-        state=tl.constexpr(control.states or KERNEL_CELLS[cell].own_state),
+        state=tl.constexpr(control.states or kernel_cell(cell).own_state),
         cell_bound=control.cell_bound or None,
         zoneout_h=threshold(control.zoneout_h) if control.zoneout_h > 0 else None,
         zoneout_c=threshold(control.zoneout_c) if control.zoneout_c > 0 else None,
@@ -297,7 +297,7 @@ def _run(
     steps, batch, directions, hidden, state = sizes
     numbers: dict[str, Any] = {
         "T": steps, "B": batch, "D": directions, "pattern": direction_pattern(reverse),
-        "CELL": KERNEL_CELLS[cell], "BB": plan.rows, "BN": plan.units,
+        "CELL": kernel_cell(cell), "BB": plan.rows, "BN": plan.units,
     }  # fmt: skip
     options: dict[str, Any] = {"num_warps": plan.warps}
     blocks = triton.cdiv(batch, plan.rows)

@@ -82,6 +82,14 @@ def store_planes(pointer, plane, blocks, mask, FIRST: tl.constexpr, LAST: tl.con
 
 
 @triton.jit
+def units_of(active, n, io, CELL: tl.constexpr):
+    """Where a step leaves states: of a cell that may make any number of no unit, at units alone."""
+    if CELL.custom:
+        active = active & (n < io.H)
+    return active
+
+
+@triton.jit
 def where_all(condition, blocks, others):
     """Each block where the condition holds, else the block of `others` in its place."""
     chosen = ()

@@ -19,7 +19,7 @@ struct CellTraits {
 
   int64_t cell_states() const { return states - 1; }
   // Whether its output can be projected to a smaller hidden state.
-  bool projects() const { return states == 2 && !normalized; }
+  bool projects() const { return states == 2 && !normalized && kind < CellKind::kCustom; }
 };
 
 template <class Cell>
@@ -68,6 +68,7 @@ auto with_cell(CellKind kind, F f) {
     case CellKind::kRnnLayerNorm: return f.template operator()<LayerNorm<Rnn<Tanh>>>();
     case CellKind::kGruLayerNorm: return f.template operator()<LayerNorm<Gru>>();
     case CellKind::kLstmLayerNorm: break;
+    default: break;  // a custom cell has loops of its own, and never comes here
   }
   return f.template operator()<LayerNorm<Lstm<false>>>();
 }

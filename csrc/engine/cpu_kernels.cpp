@@ -1,5 +1,6 @@
 // Compiled once per instruction set, with BPTT_ISA naming it: see setup.py and engine/cpu.cpp.
 #include "cpu_loops.h"
+#include "custom.h"
 #include "kept.h"
 #include "matrix.h"
 
@@ -19,6 +20,7 @@ namespace {
 
 template <class Params>
 const CpuLoops& loops_for(const Params& p) {
+  if (p.sizes.cell >= CellKind::kCustom) return custom_loops(p.sizes.cell, p.in.control.on);
   return is_controlled(p.sizes, p.in.control) ? BPTT_ISA::controlled_loops : Loops<false>::table;
 }
 

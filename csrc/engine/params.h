@@ -25,7 +25,8 @@ enum class CellKind {
   kIndRnn,
   kRnnLayerNorm,
   kGruLayerNorm,
-  kLstmLayerNorm
+  kLstmLayerNorm,
+  kCustom  // the first of those that custom.h loads
 };
 
 struct Sizes {

@@ -1,7 +1,7 @@
 // The CPU implementation of the ops: tensors in, checks, parameters of csrc/engine out.
 #include <tuple>
 
-#include "../engine/cells_table.h"
+#include "../engine/custom.h"
 #include "../engine/plan.h"
 #include "control.h"
 #include "cpu_call.h"
@@ -30,7 +30,7 @@ struct Options {
 CellTraits cell_of(const char* op, const Text& backend, const Text& cell) {
   STD_TORCH_CHECK(backend.value == "cpu", op, ": backend must be \"cpu\" for CPU tensors, got \"",
                   backend.value, "\"");
-  const CellTraits* traits = find_cell(cell.value.c_str());
+  const CellTraits* traits = find_any_cell(cell.value.c_str());
   STD_TORCH_CHECK(traits != nullptr, op, ": unknown cell \"", cell.value, "\"");
   return *traits;
 }
@@ -319,8 +319,13 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
 
 std::string instruction_set() { return kernels().name; }
 
+void load_cell(Text path) {
+  const std::string error = load_custom_cell(path.value.c_str());
+  STD_TORCH_CHECK(error.empty(), "bptt::load_cell: ", error);
+}
+
 std::vector<int64_t> plan(Text cell_name, int64_t element_size, std::vector<int64_t> sizes) {
-  const CellTraits* cell = find_cell(cell_name.value.c_str());
+  const CellTraits* cell = find_any_cell(cell_name.value.c_str());
   STD_TORCH_CHECK(cell != nullptr, "bptt::cpu_plan: unknown cell \"", cell_name.value, "\"");
   STD_TORCH_CHECK(sizes.size() == 5, "bptt::cpu_plan: sizes must be [T, B, D, H, R], got ",
                   shape_text(sizes));
@@ -340,6 +345,7 @@ STABLE_TORCH_LIBRARY_IMPL(bptt, CPU, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(bptt, CompositeExplicitAutograd, m) {
+  m.impl("load_cell", TORCH_BOX(&bptt::load_cell));
   m.impl("cpu_plan", TORCH_BOX(&bptt::plan));
   m.impl("cpu_instruction_set", TORCH_BOX(&bptt::instruction_set));
 }

@@ -11,9 +11,10 @@ from . import functional
 from ._version import __version__
 from .convert import convert, to_torch
 from .custom.compiled_cell import compile_cell
+from .custom.user_cell import cell
 from .diagnostics import explain
 from .engines.dispatch import backend, backends
-from .nn import CIFG, GRU, LSTM, RNN, SLSTM, GRUCell, IndRNN, LSTMCell, RNNCell
+from .nn import CIFG, GRU, LSTM, RNN, SLSTM, GRUCell, IndRNN, LSTMCell, Recurrent, RNNCell
 from .recurrence.grad_norms import GradientNorms
 
 __all__ = [
@@ -27,9 +28,11 @@ __all__ = [
     "IndRNN",
     "LSTMCell",
     "RNNCell",
+    "Recurrent",
     "__version__",
     "backend",
     "backends",
+    "cell",
     "compile_cell",
     "convert",
     "explain",

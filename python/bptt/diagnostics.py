@@ -15,7 +15,7 @@ from .recurrence.cells import CELLS
 from .recurrence.control import PLAIN, Control
 from .recurrence.gradients import LoopInputs
 from .recurrence.op_checks import Sizes
-from .recurrence.ops import transforms_at_work
+from .recurrence.ops import prepare_custom, transforms_at_work
 
 _TRANSFORMS = (
     "eager autograd, torch.func.grad and vmap, torch.compile and torch.export stay on this kernel; "
@@ -83,6 +83,8 @@ def explain(layer: nn.Module, input: Tensor | PackedSequence) -> Explanation:
         )
     if not isinstance(layer, nn.RNNBase):
         return _explain_cell(cell)
+    if x.device.type == "cpu" and CELLS[cell].custom is not None:
+        prepare_custom(cell)
     by_steps = isinstance(input, PackedSequence) and not layer.proj_size
     dtype = autocast.layer_dtype(cell, x, None, by_steps) or x.dtype
     reverse = (False, True)[: 2 if layer.bidirectional else 1]

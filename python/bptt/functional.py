@@ -432,11 +432,13 @@ class LayerShape(NamedTuple):
         projected: whether its hidden state is projected.
         peephole: whether its gates see the cell state.
         reset_before: whether a reset gate acts before the recurrent product.
+        custom_states: of a cell made by `bptt.cell`, how many states it has; else 0.
     """
 
     projected: bool = False
     peephole: bool = False
     reset_before: bool = False
+    custom_states: int = 0
 
 
 _CELL_STATES = {"LSTM": 1, "CIFG": 1, "SLSTM": 3}
@@ -451,7 +453,15 @@ def layer_options(kind: str, shape: LayerShape, **options: Unpack[OptionNames]) 
         TypeError: an option that there is not.
         ValueError: a value out of range, or options that exclude each other.
     """
-    made = make_options(kind, _CELL_STATES.get(kind, 0), **options)
+    own = shape.custom_states
+    made = make_options(kind, own - 1 if own else _CELL_STATES.get(kind, 0), **options)
+    if own:
+        for name in ("gate_activation", "activation", "cell_clip"):
+            if getattr(made, name) is not None:
+                raise ValueError(
+                    f"{kind}: {name} is not for cells made by bptt.cell: write it in the cell; got "
+                    f"{name}={getattr(made, name)!r}"
+                )
     if made.layer_norm:
         if kind not in _NORMALIZED_KINDS:
             raise ValueError(

@@ -102,7 +102,8 @@ class Call(NamedTuple):
         names = ["weight_ih", "weight_hh"]
         names += ["bias_ih", "bias_hh"] if self.bias else []
         names += ["weight_hr"] if self.proj_size > 0 else []
-        names += ["weight_peephole"] if self.peephole else []
+        if self.peephole:
+            names.append("weight_peephole" if CELLS[self.cell].custom is None else "weight_unit")
         return names + (self._gains() if self.options.layer_norm else [])
 
     def _gains(self) -> list[str]:
@@ -123,7 +124,7 @@ class Call(NamedTuple):
         if self.proj_size:
             shapes.append((state, hidden))
         if self.peephole:
-            shapes.append((3 * hidden,))
+            shapes.append((len(CELLS[self.cell].unit_weights) * hidden,))
         if self.options.layer_norm:
             shapes += [(rows,) if "hh" in n or "ih" in n else (hidden,) for n in self._gains()]
         return tuple(shapes)

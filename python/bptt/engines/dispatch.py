@@ -17,6 +17,7 @@ from importlib import metadata
 
 import torch
 
+from ..custom import native
 from ..recurrence.cells import CELLS
 
 
@@ -95,6 +96,9 @@ def _cpu_supports(problem: Problem) -> str | None:
         return f"cpu: {problem.dtype} is not one of float32, float64, bfloat16"
     if problem.composite is not None:
         return f"cpu: {problem.composite}"
+    if CELLS[problem.cell].custom is not None:
+        against = native.reason_against(problem.cell)
+        return None if against is None else f"cpu: {against}"
     return None
 
 
@@ -210,6 +214,8 @@ def _gpu_supports(name: str, emulator: str, problem: Problem) -> str | None:
 
 
 def _cuda_supports(problem: Problem) -> str | None:
+    if CELLS[problem.cell].custom is not None:
+        return "cuda: its kernels are compiled with the package, and know no cell of bptt.cell"
     return _gpu_supports("cuda", "simulator", problem)
 
 

@@ -1,6 +1,18 @@
-"""Recurrent layers and cells that take the place of torch.nn's."""
+"""Recurrent layers and cells that take the place of torch.nn's, and layers of one's own cells."""
 
 from .cells import GRUCell, LSTMCell, RNNCell
 from .layers import CIFG, GRU, LSTM, RNN, SLSTM, IndRNN
+from .recurrent import Recurrent
 
-__all__ = ["CIFG", "GRU", "LSTM", "RNN", "SLSTM", "GRUCell", "IndRNN", "LSTMCell", "RNNCell"]
+__all__ = [
+    "CIFG",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "SLSTM",
+    "GRUCell",
+    "IndRNN",
+    "LSTMCell",
+    "RNNCell",
+    "Recurrent",
+]

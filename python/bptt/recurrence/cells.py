@@ -64,6 +64,7 @@ class CellSpec:
         normalized: whether hidden-to-hidden products, and the cell state on its way to the output,
             pass a layer normalisation.
         step: `step(gates_x, recur, states, unit_weights, math) -> states`.
+        custom: the sources of a cell made by `bptt.cell`; None for those that are built in.
     """
 
     name: str
@@ -75,6 +76,7 @@ class CellSpec:
     stages: int = 1
     shared_gates: bool = True
     normalized: bool = False
+    custom: dict[str, str] | None = None
 
     @property
     def has_cell_state(self) -> bool:
@@ -83,7 +85,7 @@ class CellSpec:
     @property
     def projects(self) -> bool:
         """Whether its output can be projected to a smaller hidden state."""
-        return len(self.states) == 2 and not self.normalized
+        return len(self.states) == 2 and not self.normalized and self.custom is None
 
     @property
     def cell_states(self) -> int:

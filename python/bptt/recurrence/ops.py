@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from ..custom import native
 from ..engines import dispatch, gpu, measured, vendor
 from ..interop import flops, onnx
 from . import precision
@@ -86,6 +87,9 @@ def recurrence(
     """
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
         flops.register()
+    custom = CELLS[cell].custom
+    if custom is not None and w_hh.device.type == "cpu":
+        prepare_custom(cell)
     composite, functorch = transforms_at_work()
     lazily = torch.is_grad_enabled() and not functorch and composite is None and norms is None
     if rows is not None and x is not None and not lazily:
@@ -144,6 +148,12 @@ def recurrence(
         return Outputs(y, h_n, c_n, None)
     cells = cells.to(y.dtype)
     return Outputs(y, h_n, c_n, cells if lengths is None else zero_padding(cells, lengths))
+
+
+@torch.compiler.assume_constant_result
+def prepare_custom(cell: str) -> bool:
+    """Compile a cell of `bptt.cell` for the cpu backend, where that was not done yet."""
+    return native.prepare(cell, CELLS[cell].custom or {})
 
 
 def measured_backend(problem: dispatch.Problem, loop: LoopInputs) -> str | None:

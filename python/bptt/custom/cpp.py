@@ -1,0 +1,163 @@
+"""A `Program` as a struct under the contract of `csrc/cells/cell.h`."""
+
+from __future__ import annotations
+
+import json
+import math
+from textwrap import indent
+
+from .printing import Language, write
+from .program import GATES_H, GATES_X, GRADIENT, PREVIOUS, WEIGHT, Program
+
+_GROUPS = {
+    GATES_X: "gates_x", GATES_H: "gates_h", PREVIOUS: "states_prev", WEIGHT: "w_unit",
+    GRADIENT: "given",
+}  # fmt: skip
+
+
+def _constant(value: float) -> str:
+    if math.isnan(value):
+        text = '__builtin_nan("")'
+    elif math.isinf(value):
+        text = "__builtin_inf()" if value > 0 else "-__builtin_inf()"
+    else:
+        text = repr(value)
+    return f"constant<V>({text})"
+
+
+_ONE_ZERO = "V(1), V(0)"
+CPP = Language(
+    operations={
+        "add": "{0} + {1}", "sub": "{0} - {1}", "mul": "{0} * {1}", "div": "{0} / {1}",
+        "neg": "-{0}", "exp": "exponential({0})", "log": "logarithm({0})",
+        "log1p": "logarithm_of_one_plus({0})", "expm1": "exponential_minus_one({0})",
+        "tanh": "Tanh::forward({0})", "sigmoid": "Sigmoid::forward({0})", "abs": "magnitude({0})",
+        "sqrt": "square_root({0})", "erf": "error_function({0})", "sin": "sine({0})",
+        "cos": "cosine({0})", "pow": "power({0}, {1})",
+        "maximum": "maximum({0}, {1})", "minimum": "minimum({0}, {1})",
+        "less": f"where_less({{0}}, {{1}}, {_ONE_ZERO})",
+        "less_equal": f"where_less_equal({{0}}, {{1}}, {_ONE_ZERO})",
+        "equal": f"where_equal({{0}}, {{1}}, {_ONE_ZERO})",
+        "and": "{0} * {1}", "or": "larger({0}, {1})", "not": "V(1) - {0}",
+        "where": "where({0}, {1}, {2})",
+        "where_less": "where_less({0}, {1}, {2}, {3})",
+        "where_less_equal": "where_less_equal({0}, {1}, {2}, {3})",
+        "where_equal": "where_equal({0}, {1}, {2}, {3})",
+    },
+    constant=_constant,
+    leaf=lambda group, place: f"{_GROUPS[group]}[{place}]",
+    line="const V {name} = {value};",
+    fused="settled({0})",
+)  # fmt: skip
+
+_TEMPLATE = """\
+// Written by bptt/custom/cpp.py from the Python function {name}.
+#include "engine/simd.h"
+#include "engine/custom_math.h"
+#include "cells/cell.h"
+
+namespace bptt {{
+
+struct CustomStruct {{
+  static constexpr int kGates = {gates}, kStates = {states}, kSaved = {saved};
+  static constexpr int kUnitWeights = {weights}, kStages = 1;
+  static constexpr bool kSharedGates = {shared};
+
+  template <class Math, class V>
+  BPTT_HOST_DEVICE static void forward(const Math&, const V* gates_x, const V* gates_h,
+                                       const V* states_prev, const V* w_unit, V* states,
+                                       V* saved) {{
+{forward}
+  }}
+
+  // What it reads is kept, whatever becomes of the states.
+  template <class Math, class V>
+  BPTT_HOST_DEVICE static void rebuild(const Math&, const V*, const V*, V*) {{}}
+
+  // Never called: nothing projects its output.
+  template <class Math, class V>
+  BPTT_HOST_DEVICE static V operand(const Math&, const V*, const V*, const V* states) {{
+    return states[0];
+  }}
+
+  template <class Math, class V>
+  BPTT_HOST_DEVICE static void backward(const Math&, const V* saved, const V* states_prev,
+                                        const V* states, const V* w_unit, V* dstates, V* dgates_x,
+                                        V* dgates_h, V* dw_unit) {{
+{backward}
+  }}
+}};
+
+}}  // namespace bptt
+"""
+
+_PLAIN = """\
+#include "cell.inc"
+
+#include "engine/custom_cell.h"
+
+namespace bptt {
+const CpuLoops custom_plain_loops = LoopsOf<CustomStruct, false>::table;
+}  // namespace bptt
+
+extern "C" __attribute__((visibility("default"))) const bptt::CustomCell* bptt_custom_cell() {
+  using bptt::CellKind, bptt::CustomStruct;
+  static const bptt::CustomCell cell{
+      bptt::kCustomAbi, bptt::traits_of<CustomStruct>(NAME, CellKind::kCustom),
+      &bptt::custom_plain_loops, &bptt::custom_controlled_loops};
+  return &cell;
+}
+"""
+_CONTROLLED = """\
+#include "cell.inc"
+
+#include "engine/custom_cell.h"
+
+namespace bptt {
+const CpuLoops custom_controlled_loops = LoopsOf<CustomStruct, true>::table;
+}  // namespace bptt
+"""
+SOURCES = ("cell.inc", "plain.cpp", "controlled.cpp")
+# Of the engine, besides what headers hold.
+ENGINE_SOURCES = ("engine/team.cpp", "engine/plan.cpp")
+
+
+def struct(name: str, program: Program, kept: list[int], reads_hidden: bool, weights: int) -> str:
+    """The struct of a cell; `kept` and `reads_hidden` are what `partition.kept_values` gives."""
+    lines, value = write(program, CPP, [*program.states, *kept], {})
+    # All of `saved` and `states` last: they may be where a step's inputs came from.
+    lines += [f"saved[{k}] = {value(v)};" for k, v in enumerate(kept)]
+    lines += [f"states[{k}] = {value(v)};" for k, v in enumerate(program.states)]
+    given = {v: f"saved[{k}]" for k, v in enumerate(kept)}
+    if reads_hidden:
+        given[program.states[0]] = "states[0]"
+    made, value = write(program, CPP, program.gradients, given)
+    made.insert(0, f"V given[{len(program.states)}];")
+    made[1:1] = [f"given[{k}] = dstates[{k}];" for k in range(len(program.states))]
+    made += [f"dgates_x[{g}] = {value(v)};" for g, v in enumerate(program.dgates_x)]
+    made += [f"dgates_h[{g}] = {value(v)};" for g, v in enumerate(program.dgates_h)]
+    made += [f"dstates[{k}] = {value(v)};" for k, v in enumerate(program.dprevious)]
+    made += [f"dw_unit[{k}] = dw_unit[{k}] + {value(v)};" for k, v in enumerate(program.dweights)]
+    used = "(void)gates_h, (void)states_prev, (void)w_unit, (void)saved, (void)states, (void)given"
+    unused = "(void)gates_x, (void)gates_h, (void)states_prev, (void)w_unit, (void)saved;"
+    lines.insert(0, unused)
+    made.append(used.replace("(void)gates_h, ", "") + ", (void)dw_unit;")
+    return _TEMPLATE.format(
+        name=name,
+        gates=len(program.dgates_x),
+        states=len(program.states),
+        saved=len(kept),
+        weights=weights,
+        shared="true" if program.dgates_x == program.dgates_h else "false",
+        forward=indent("\n".join(lines), "    "),
+        backward=indent("\n".join(made), "    "),
+    )
+
+
+def sources(name: str, text: str) -> dict[str, str]:
+    """The files of a cell's library; `name` is what the engine knows it by."""
+    return {
+        "cell.inc": text,
+        "plain.cpp": _PLAIN.replace("NAME", json.dumps(name)),
+        "controlled.cpp": _CONTROLLED,
+    }

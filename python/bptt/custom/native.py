@@ -1,0 +1,172 @@
+"""Cells of one's own as machine code for the cpu backend: written, compiled once, loaded.
+
+Libraries lie in the cache (`generated.py`), named by all that they depend on: the code, the
+engine's headers, the compiler and its flags.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from .cpp import ENGINE_SOURCES, SOURCES
+from .generated import alone, cache_folder
+
+_loading = threading.Lock()
+_loaded: dict[str, str] = {}  # cells by name: why it could not be made, or "" where it is there
+
+
+def reason_against(name: str) -> str | None:
+    """Why the cpu backend cannot run a cell, as far as is known; None where it can."""
+    known = _loaded.get(name)
+    if known is not None:
+        return known or None
+    return None if compiler() else _NO_COMPILER
+
+
+def prepare(name: str, sources: dict[str, str]) -> bool:
+    """Make the cpu backend know a cell. The first time this takes as long as compiling it does.
+
+    Where that fails, a warning says why, and `reason_against` does from then on.
+
+    Args:
+        name: what the engine knows the cell by.
+        sources: the files of its library, as `cpp.sources` writes them.
+    """
+    if name not in _loaded:
+        with _loading:
+            if name not in _loaded:
+                _loaded[name] = _load(name, sources)
+                if _loaded[name]:
+                    warnings.warn(
+                        f"bptt: {name} runs the reference loop, which is slow: {_loaded[name]}",
+                        RuntimeWarning,
+                        stacklevel=2,
+                    )
+    return not _loaded[name]
+
+
+def _load(name: str, sources: dict[str, str]) -> str:
+    """Load a cell; returns why that cannot be, or ""."""
+    if not compiler():
+        return _NO_COMPILER
+    try:
+        torch.ops.bptt.load_cell(str(library(name, sources)))
+    except (OSError, RuntimeError) as error:
+        return str(error)
+    return ""
+
+
+_NO_COMPILER = (
+    "there is no C++ compiler to make it with; install g++ or clang++, or name one by the "
+    "environment variable CXX"
+)
+
+
+@cache
+def compiler() -> str | None:
+    """The C++ compiler: CXX, else the one torch.compile would take, else None."""
+    for name in (os.environ.get("CXX"), "g++", "clang++", "c++"):
+        if name and shutil.which(shlex.split(name)[0]):
+            return name
+    return None
+
+
+def library(name: str, sources: dict[str, str]) -> Path:
+    """The path of a cell's library, compiled if no earlier process did.
+
+    Raises:
+        RuntimeError: the compiler failed; the message has its first lines.
+    """
+    headers, flags = headers_folder(), compile_flags()
+    command = [*shlex.split(compiler() or "c++"), *flags]
+    sources = {file: sources[file] for file in SOURCES}
+    digest = hashlib.sha256(_fingerprint(headers).encode())
+    digest.update(json.dumps([command, _version(), sources]).encode())
+    place = cache_folder() / f"{name}-{digest.hexdigest()[:16]}.so"
+    if place.is_file():
+        return place
+    with alone(place):
+        if place.is_file():  # another process was at it
+            return place
+        start = time.monotonic()
+        print(f"bptt: compiling {name}, once for this machine ...", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=f"{name}-") as folder:
+            made = _compile(Path(folder), sources, [*command, f"-I{headers}"], headers)
+            os.replace(made, place)
+    taken = time.monotonic() - start
+    print(f"bptt: compiled {name} in {taken:.0f} s: {place}", file=sys.stderr, flush=True)
+    return place
+
+
+def _compile(folder: Path, sources: dict[str, str], command: list[str], headers: Path) -> Path:
+    for file, text in sources.items():
+        (folder / file).write_text(text, encoding="utf-8")
+    units = [folder / file for file in sources if file.endswith(".cpp")]
+    units += [headers / source for source in ENGINE_SOURCES]
+    objects = [folder / f"{unit.stem}.o" for unit in units]
+
+    def make(unit: Path, made: Path) -> None:
+        _run([*command, f"-I{folder}", "-c", str(unit), "-o", str(made)])
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(make, units, objects))
+    made = folder / "cell.so"
+    _run([*command, "-shared", "-o", str(made), *map(str, objects)])
+    return made
+
+
+def _run(command: list[str]) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        shown = [line for line in done.stderr.splitlines() if "error" in line][:3]
+        raise RuntimeError(f"the compiler failed ({shlex.join(command[:1])}): {'; '.join(shown)}")
+
+
+def compile_flags() -> list[str]:
+    """What the engine's own loops are compiled with, for the instruction set in use."""
+    text = (headers_folder() / "engine" / "flags.json").read_text(encoding="utf-8")
+    flags = json.loads(text)
+    isa: str = torch.ops.bptt.cpu_instruction_set()
+    own = shlex.split(os.environ.get("BPTT_CELL_FLAGS", ""))
+    return [*flags["language"], *flags["arithmetic"], *flags["instruction_sets"].get(isa, []), *own]
+
+
+@cache
+def headers_folder() -> Path:
+    """Where the engine's headers are: beside the package, or in the repository it is part of."""
+    package = Path(__file__).resolve().parents[1]
+    beside = package / "csrc"
+    return beside if beside.is_dir() else package.parents[1] / "csrc"
+
+
+@cache
+def _fingerprint(headers: Path) -> str:
+    """What tells one version of the engine from another."""
+    digest = hashlib.sha256()
+    for folder in ("cells", "engine"):
+        for file in sorted((headers / folder).iterdir()):
+            if file.suffix in (".h", ".json") or f"{folder}/{file.name}" in ENGINE_SOURCES:
+                digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+@cache
+def _version() -> str:
+    """What the compiler says it is."""
+    command = [*shlex.split(compiler() or "c++"), "--version"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout

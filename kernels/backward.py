@@ -333,11 +333,11 @@ def backward_resident(
         through = bypass[0]
         if io.kept is not None:
             through = tl.zeros((BB, BN), tl.float32)
-        if CELL.stages == 0:
-            dw_unit_now = each_times(dgates_h, entering(io, before[0], kept))
+        if CELL.own > 0:
+            dw_unit_now = each_times(dgates_h, entering(io, before[0], kept)) + dw_unit_now
             for g in tl.static_range(G):
                 through += dgates_h[g] * w_unit[g]
-        else:
+        if CELL.stages > 0:
             for g in tl.static_range(G):
                 rows = dgates_h[g].to(io.w_hh.dtype.element_ty)
                 through = tl.dot(rows, weights[g], through, input_precision=PRECISION)

@@ -83,13 +83,13 @@ def hidden_gradient(
     sums = (dh,)
     if io.kept is not None:
         sums = zeros(BB, BN, 1)
-    if CELL.stages == 0:
+    if CELL.own > 0:
         dgates = load_planes(p_rows + n, io.H, mask & (n < io.H), G)
         w_unit = load_unit_weights(io.w_unit, d, n, io.H, CELL.unit_weights)
         through = times(dgates, w_unit, 0)
         for g in tl.static_range(G):
             sums = (sums[0] + through[g],)
-    else:
+    if CELL.stages > 0:
         p_w = io.w_hh + d.to(tl.int64) * G * io.H * io.R
         sums = add_product(
             sums, p_rows, mask, GATES * io.H, p_w, 0, 1, io.R, n, io.R, BK, PRECISION
@@ -198,8 +198,8 @@ def cell_gradient(
         if CELL.first is not None:
             operand = entering(io, operand, kept)
         store_as(io.operand + row * io.H + n, tl.where(active, operand, 0.0), inside)
-    if CELL.stages == 0:
-        dw_unit = each_times(dgates_h, entering(io, before[0], kept))
+    if CELL.own > 0:
+        dw_unit = each_times(dgates_h, entering(io, before[0], kept)) + dw_unit
     add_unit_gradients(io, b, n, d, D, active, dw_unit, 0, CELL)
 
 

@@ -317,6 +317,7 @@ class KernelCell:
         kept: planes of `saved` that are the cell's own; a normalised cell's product follows.
         custom: whether it was made by `bptt.cell`: what it makes of the lanes of a tile that are no
             unit's, whose inputs are zero, may be any number.
+        own: unit weights, before all others, that multiply a unit's hidden state.
     """
 
     forward: Any
@@ -337,6 +338,7 @@ class KernelCell:
     stages: int = 0
     normalized: bool = False
     custom: bool = False
+    own: int = 0
 
     def __repr__(self) -> str:
         return f"KernelCell({self.name})"
@@ -390,6 +392,7 @@ def _counted(name: str, functions: KernelCell) -> KernelCell:
         stages=spec.stages,
         normalized=spec.normalized,
         custom=spec.custom is not None,
+        own=gates if spec.own_products else 0,
     )
 
 

@@ -196,8 +196,10 @@ def forward_resident(
         before = where_all(keep, states, zeros(BB, BN, 1 + C))
         operand = entering(io, before[0], kept)
         gates_h = ()
-        if CELL.stages == 0:
+        if CELL.own > 0:
             gates_h = own_products(bias, operand, w_unit)
+        elif CELL.stages == 0:
+            gates_h = bias
         else:
             h = operand.to(io.w_hh.dtype.element_ty)
             for g in tl.static_range(G):

@@ -108,7 +108,7 @@ def first_product(
     before = states_before(io, p_h, lane, n, keep, CELL.cell_states)
     w_unit = load_unit_weights(io.w_unit, d, n, io.H, CELL.unit_weights)
     kept = kept_at(io, lane * io.R + n, active & (n < io.R))
-    if CELL.stages == 0:
+    if CELL.own > 0:
         gates_h = own_products(gates_h, entering(io, before[0], kept), w_unit)
     p_saved = None
     if CELL.first is not None or CELL.normalized:

@@ -390,8 +390,11 @@ def _into_initial_state(
             rows = torch.arange(batch, device=at.device)
             start = dgates[at, rows, d]
             taken = None if loop.resets is None else loop.resets[at, rows]
-        if spec.stages == 0:
-            product = (start * loop.w_unit[d].unflatten(0, start.shape[1:])).sum(1)
+        if spec.free:
+            product = start.new_zeros(batch, start.shape[-1])
+        elif spec.stages == 0:
+            own = loop.w_unit[d].unflatten(0, (-1, start.shape[-1]))[: len(spec.gates)]
+            product = (start * own).sum(1)
         else:
             product = start.flatten(1)[:, :rows_used] @ loop.w_hh[d, :rows_used]
         if taken is not None:

@@ -131,9 +131,10 @@ def load_unit_weights(pointer, d, n, units, COUNT: tl.constexpr):
 @triton.jit
 def own_weights(w_unit, CELL: tl.constexpr):
     """The unit weights that the cell itself reads, and not its loop."""
-    weights = w_unit
-    if CELL.normalized or CELL.stages == 0:
-        weights = ()
+    weights = ()
+    if not CELL.normalized:
+        for k in tl.static_range(CELL.own, CELL.unit_weights):
+            weights = weights + (w_unit[k],)
     return weights
 
 

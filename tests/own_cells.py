@@ -45,7 +45,33 @@ def zoo(gates_x, gates_h, h, c, n, *, rate):
     return h + F.leaky_relu(b, 0.2) * torch.rsqrt(1 + c * c), c, n
 
 
-CELLS_OF_OURS = {"gru": (3, gru), "lstm_peephole": (4, lstm_peephole), "zoo": (2, zoo)}
+def diagonal_lstm(gates_x, gates_h, h, c, *, peep):
+    i, f, o = (x + y for x, y in zip(gates_x, gates_h, strict=True))
+    c = torch.sigmoid(f) * c + torch.tanh(i)
+    return torch.sigmoid(o + peep * c) * c, c
+
+
+def min_gru(gates_x, h):
+    z = torch.sigmoid(gates_x[0])
+    return (1 - z) * h + z * gates_x[1]
+
+
+def simple_recurrent_unit(gates_x, h, c, *, v_f, v_r):
+    """Lei et al. 2018, with a projection as the highway's input."""
+    f, r = torch.sigmoid(gates_x[0] + v_f * c), torch.sigmoid(gates_x[1] + v_r * c)
+    c = f * c + (1 - f) * gates_x[2]
+    return r * c + (1 - r) * gates_x[3], c
+
+
+# By name: gates, function, product.
+CELLS_OF_OURS = {
+    "gru": (3, gru, "dense"),
+    "lstm_peephole": (4, lstm_peephole, "dense"),
+    "zoo": (2, zoo, "dense"),
+    "diagonal_lstm": (3, diagonal_lstm, "diagonal"),
+    "min_gru": (2, min_gru, "none"),
+    "simple_recurrent_unit": (4, simple_recurrent_unit, "none"),
+}
 
 
 @contextmanager
@@ -63,4 +89,7 @@ def known_cells_as_before():
 def defined():
     """The cells by name, for as long as the block."""
     with known_cells_as_before():
-        yield {name: bptt.cell(gates=g)(function) for name, (g, function) in CELLS_OF_OURS.items()}
+        yield {
+            name: bptt.cell(gates, product=product)(function)
+            for name, (gates, function, product) in CELLS_OF_OURS.items()
+        }

@@ -39,9 +39,14 @@ def layer(own, name):
     return bptt.Recurrent(own[name], I, H, bidirectional=True, dtype=F64)
 
 
-def control_for(control):
-    """A setting without what is the cell's own business."""
-    return CONTROLS[control]._replace(gates="", states="", cell_bound=0.0)
+def control_for(control, cell=None):
+    """A setting without what is the cell's own business, and what it does not have."""
+    chosen = CONTROLS[control]._replace(gates="", states="", cell_bound=0.0)
+    if cell is not None and not cell.spec.has_cell_state:
+        chosen = chosen._replace(zoneout_c=0.0)
+    if cell is not None and cell.spec.free:
+        chosen = chosen._replace(recurrent_dropout=0.0)
+    return chosen
 
 
 @pytest.mark.parametrize("masks", ["none", "lengths", "both"])
@@ -62,9 +67,7 @@ def test_agrees_in_other_shapes(own, name, shape):
 @pytest.mark.parametrize("control", [c for c in CONTROLS if control_for(c) != PLAIN])
 @cells
 def test_agrees_with_what_a_loop_does_besides(own, name, control):
-    control = control_for(control)
-    if not CELLS[own[name].name].has_cell_state:
-        control = control._replace(zoneout_c=0.0)
+    control = control_for(control, own[name])
     check_variant(Variant(own[name].name, control, directions=2, masks="both"), "cpu")
 
 
@@ -153,10 +156,14 @@ def test_compiles_whole(own):
 @cells
 def test_options_of_every_layer(own, name):
     torch.manual_seed(0)
-    options = {"zoneout": 0.2, "recurrent_dropout": 0.2, "truncate": 2, "clip_grad_norm": 1.0}
+    options = {"zoneout": 0.2, "truncate": 2, "clip_grad_norm": 1.0}
+    if own[name].product != "none":
+        options |= {"recurrent_dropout": 0.2, "weight_drop": 0.1}
+    if own[name].product == "dense":
+        options["num_heads"] = 2
     layer = bptt.Recurrent(
-        own[name], I, H, 2, batch_first=True, dropout=0.1, num_heads=2, learn_initial_state=True,
-        merge_mode="sum", bidirectional=True, weight_drop=0.1, **options,
+        own[name], I, H, 2, batch_first=True, dropout=0.1, learn_initial_state=True,
+        merge_mode="sum", bidirectional=True, **options,
     )  # fmt: skip
     x, lengths = torch.randn(B, T, I), torch.tensor([5, 0, 2])
     y, last = layer(x, lengths=lengths)
@@ -182,6 +189,24 @@ def test_steps_are_the_sequence(own, name):
         outputs.append(y)
     torch.testing.assert_close(torch.stack(outputs), expected)
     torch.testing.assert_close(state, last)
+
+
+def test_what_has_no_product_has_no_weights_of_one(own):
+    layer = bptt.Recurrent(own["simple_recurrent_unit"], I, H)
+    names = ["weight_ih_l0", "bias_ih_l0", "weight_unit_l0"]
+    assert [name for name, _ in layer.named_parameters()] == names
+    diagonal = bptt.Recurrent(own["diagonal_lstm"], I, H)
+    assert diagonal.weight_hh_l0.shape == (3 * H,) and diagonal.weight_unit_l0.shape == (H,)
+    assert bptt.Recurrent(own["min_gru"], I, H, bias=False).state_dict().keys() == {"weight_ih_l0"}
+
+
+def test_equals_indrnn(own):
+    with own_cells.known_cells_as_before():
+        cell = bptt.cell(1, product="diagonal")(lambda x, y, h: torch.relu(x[0] + y[0]))
+        layer, other = bptt.Recurrent(cell, I, H), bptt.IndRNN(I, H)
+        other.load_state_dict(layer.state_dict())
+        x = torch.randn(T, B, I)
+        torch.testing.assert_close(layer(x)[0], other(x)[0], rtol=0, atol=1e-6)
 
 
 def test_is_a_module_like_others(own):

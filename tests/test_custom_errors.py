@@ -123,6 +123,27 @@ def test_kinds_of_gates(gates):
         bptt.cell(gates=gates)
 
 
+def test_products():
+    with pytest.raises(ValueError, match="product must be one of 'dense', 'diagonal', 'none'"):
+        bptt.cell(1, product="sparse")
+    with pytest.raises(CellError, match=r"it is `def cell\(gates_x, h, "):
+        bptt.cell(1, product="none")(lambda gates_x: gates_x[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("min_gru", {"recurrent_dropout": 0.1}),
+        ("min_gru", {"weight_drop": 0.1}),
+        ("min_gru", {"num_heads": 2}),
+        ("diagonal_lstm", {"num_heads": 2}),
+    ],
+)
+def test_options_of_products_need_one(name, options):
+    with own_cells.defined() as own, pytest.raises(ValueError, match=next(iter(options))):
+        bptt.Recurrent(own[name], 3, 4, **options)
+
+
 def test_decorates_functions_alone():
     with pytest.raises(TypeError, match="decorates a function"):
         bptt.cell(gates=1)(3)

@@ -99,6 +99,8 @@ def make_variant(variant: Variant) -> dict[str, Tensor | None]:
         tensors["x"], tensors["w_ih"] = normal(T, B, I), normal(D, G * H, I, scale=scale)
     if v.bias and not spec.normalized:
         tensors["b_ih"], tensors["b_hh"] = normal(D, G * H), normal(D, G * H)
+    if spec.free:  # nothing of the hidden state enters its gates
+        tensors["b_hh"] = None
     tensors["w_hh"] = normal(D, G * H, R if spec.stages else 0, scale=scale)
     if v.proj:
         tensors["w_hr"] = normal(D, R, H, scale=scale)

@@ -53,6 +53,19 @@ struct Diagonal : Cell {
   static constexpr int kStages = 0, kUnitWeights = Cell::kGates;
 };
 
+// A recurrence without a product may also have `kFree`: then a unit's hidden state enters its gates
+// in no way but the cell's own, which sees the sum of gates_x and gates_h, and all unit weights are
+// the cell's.
+template <class Cell>
+concept IsFree = requires { requires Cell::kFree; };
+// Whether the loop multiplies each unit's hidden state by its first unit weights, one for each
+// gate.
+template <class Cell>
+constexpr bool kOwnProducts = Cell::kStages == 0 && !IsFree<Cell>;
+// The first unit weight that a cell sees itself.
+template <class Cell>
+constexpr int kFirstWeight = kOwnProducts<Cell> ? Cell::kGates : 0;
+
 // Normalises the gates' hidden-to-hidden product over all units and gates, and the cell state on
 // its way to the output. Ba, Kiros and Hinton, "Layer Normalization", 2016, equations 4, 20 to 22
 // and the supplement's for the GRU. Unit weights: a gain for each gate, a bias for each, then gain

@@ -441,8 +441,10 @@ class BackwardLoop {
     if (control_.zones_out(0) && !projected_) passes[0] = take_zoned<N>(0, b, u, &dstates[0]);
     load_dcells<N>(b, u, n, dstates, passes);
     load_unit_weights<N>(b, u, n, w_unit, dw_unit);
-    Cell::backward(math_, kept, prev, states, w_unit, dstates, dgates_x, dgates_h, dw_unit);
-    if constexpr (Cell::kStages == 0) {
+    constexpr int kFirst = kFirstWeight<Cell>;
+    Cell::backward(math_, kept, prev, states, w_unit + kFirst, dstates, dgates_x, dgates_h,
+                   dw_unit + kFirst);
+    if constexpr (kOwnProducts<Cell>) {
       own_products<N>(b, u, prev[0], w_unit, dgates_h, &dstates[0], dw_unit);
     }
     store_dw_unit<N>(b, u, n, dw_unit);

@@ -438,13 +438,13 @@ class ForwardLoop {
       }
     } else {
       load_unit_weights<N>(block, w_unit);
-      if constexpr (Cell::kStages == 0) {
+      if constexpr (kOwnProducts<Cell>) {
         R entering = prev[0];
         if (control_.drops()) entering = entering * kept_of<N>(block);
 #pragma GCC unroll 4
         for (int g = 0; g < kGates; ++g) gates_h[g] = gates_h[g] + w_unit[g] * entering;
       }
-      Cell::forward(math_, gates_x, gates_h, prev, w_unit, next, kept);
+      Cell::forward(math_, gates_x, gates_h, prev, w_unit + kFirstWeight<Cell>, next, kept);
       leave_step<N>(block, prev, next, kept);
     }
   }

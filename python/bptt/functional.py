@@ -433,12 +433,14 @@ class LayerShape(NamedTuple):
         peephole: whether its gates see the cell state.
         reset_before: whether a reset gate acts before the recurrent product.
         custom_states: of a cell made by `bptt.cell`, how many states it has; else 0.
+        custom_product: of such a cell, how the hidden state enters its gates.
     """
 
     projected: bool = False
     peephole: bool = False
     reset_before: bool = False
     custom_states: int = 0
+    custom_product: str = "dense"
 
 
 _CELL_STATES = {"LSTM": 1, "CIFG": 1, "SLSTM": 3}
@@ -462,6 +464,16 @@ def layer_options(kind: str, shape: LayerShape, **options: Unpack[OptionNames]) 
                     f"{kind}: {name} is not for cells made by bptt.cell: write it in the cell; got "
                     f"{name}={getattr(made, name)!r}"
                 )
+        absent = {"none": ("recurrent_dropout", "weight_drop")}.get(shape.custom_product, ())
+        for name in absent:
+            if getattr(made, name) > 0:
+                raise ValueError(
+                    f"{kind}: {name} needs a product with the hidden state, and this cell has none"
+                )
+        if made.num_heads > 1 and shape.custom_product != "dense":
+            raise ValueError(
+                f"{kind}: num_heads must be 1, as no unit sees another, got {made.num_heads}"
+            )
     if made.layer_norm:
         if kind not in _NORMALIZED_KINDS:
             raise ValueError(

@@ -94,13 +94,15 @@ class Call(NamedTuple):
     @property
     def tensors(self) -> int:
         """How many weights a layer has in one direction."""
-        count = 2 + 2 * bool(self.bias) + (self.proj_size > 0) + bool(self.peephole)
+        parts = 1 if CELLS[self.cell].free else 2
+        count = parts + parts * bool(self.bias) + (self.proj_size > 0) + bool(self.peephole)
         return count + len(self._gains()) if self.options.layer_norm else count
 
     def names(self) -> list[str]:
         """The weights of one layer and direction, in order, by their name in the layers."""
-        names = ["weight_ih", "weight_hh"]
-        names += ["bias_ih", "bias_hh"] if self.bias else []
+        parts = ("ih",) if CELLS[self.cell].free else ("ih", "hh")
+        names = [f"weight_{part}" for part in parts]
+        names += [f"bias_{part}" for part in parts] if self.bias else []
         names += ["weight_hr"] if self.proj_size > 0 else []
         if self.peephole:
             names.append("weight_peephole" if CELLS[self.cell].custom is None else "weight_unit")
@@ -116,15 +118,17 @@ class Call(NamedTuple):
     def shapes(self, hidden: int, width: int) -> tuple[tuple[int, ...], ...]:
         """The shapes of the weights that `names` lists, for H and the input's features I."""
         rows, state = self.gates * hidden, self.proj_size or hidden
-        own = CELLS[self.cell].stages == 0  # a unit sees no other
+        spec = CELLS[self.cell]
         shapes: list[tuple[int, ...]] = [(rows, width)]
-        shapes.append((rows,) if own else (rows, state // self.options.num_heads))
+        if not spec.free:
+            own = spec.own_products  # a unit sees no other
+            shapes.append((rows,) if own else (rows, state // self.options.num_heads))
         if self.bias:
-            shapes += [(rows,), (rows,)]
+            shapes += [(rows,)] if spec.free else [(rows,), (rows,)]
         if self.proj_size:
             shapes.append((state, hidden))
         if self.peephole:
-            shapes.append((len(CELLS[self.cell].unit_weights) * hidden,))
+            shapes.append((len(spec.cell_weights) * hidden,))
         if self.options.layer_norm:
             shapes += [(rows,) if "hh" in n or "ih" in n else (hidden,) for n in self._gains()]
         return tuple(shapes)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..engines import overlap
 from ..recurrence import ops
+from ..recurrence.cells import CELLS
 from ..recurrence.grad_norms import LayerNorms
 from ..recurrence.op_checks import Sizes
 from ..recurrence.reference import Outputs
@@ -69,7 +70,7 @@ def run(
             output = F.dropout(output, call.dropout, True)
         return output, (h_n, c_n)
 
-    hidden = stacked[0][1].shape[1] // call.gates
+    hidden = stacked[0][0].shape[1] // call.gates
     sizes = Sizes(x.shape[0], x.shape[1], directions, hidden, h0.shape[-1])
     # Norms come from one backward pass over all steps of a layer.
     asked = norms[0] is not None or call.varied or call.keep_cells
@@ -119,8 +120,11 @@ def stacked_weights(call: Call, weights: Sequence[Tensor], layer: int) -> list[A
         pairs = zip(weights[start:middle], weights[middle : middle + count], strict=True)
         present = [torch.stack(pair) for pair in pairs]
     rest = iter(present)
-    w_ih, w_hh = next(rest), next(rest)
-    b_ih, b_hh = (next(rest), next(rest)) if call.bias else (None, None)
+    free = CELLS[call.cell].free
+    w_ih, w_hh = next(rest), None if free else next(rest)
+    b_ih, b_hh = next(rest) if call.bias else None, None
+    if call.bias and not free:
+        b_hh = next(rest)
     w_hr = next(rest) if call.proj_size > 0 else None
     return [w_ih, w_hh, b_ih, b_hh, w_hr, next(rest) if call.peephole else None, *rest]
 

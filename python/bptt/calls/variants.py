@@ -51,7 +51,9 @@ def run_layer(
     if call.weight_drop > 0:
         w_hh = _dropped(w_hh, draw_seed(x.device), call.weight_drop)
     if CELLS[call.cell].stages == 0:
-        w_unit, w_hh = w_hh, w_hh.new_empty(*w_hh.shape, 0)
+        own = [w for w in (w_hh, w_unit) if w is not None]
+        w_unit = torch.cat(own, -1) if len(own) > 1 else own[0] if own else None
+        w_hh = w_ih.new_empty(*w_ih.shape[:2], 0)
     if call.options.layer_norm:
         if lengths is not None:
             x = ops.zero_padding(x, lengths)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from textwrap import indent
 
 from .printing import Language, write
@@ -23,6 +24,14 @@ def _constant(value: float) -> str:
     else:
         text = repr(value)
     return f"constant<V>({text})"
+
+
+def _leaf(group: str, place: int) -> str:
+    return f"{_GROUPS[group]}[{place}]"
+
+
+def _either(group: str, place: int) -> str:
+    return f"(gates_x[{place}] + gates_h[{place}])" if group == GATES_X else _leaf(group, place)
 
 
 _ONE_ZERO = "V(1), V(0)"
@@ -45,7 +54,7 @@ CPP = Language(
         "where_equal": "where_equal({0}, {1}, {2}, {3})",
     },
     constant=_constant,
-    leaf=lambda group, place: f"{_GROUPS[group]}[{place}]",
+    leaf=_leaf,
     line="const V {name} = {value};",
     fused="settled({0})",
 )  # fmt: skip
@@ -60,8 +69,8 @@ namespace bptt {{
 
 struct CustomStruct {{
   static constexpr int kGates = {gates}, kStates = {states}, kSaved = {saved};
-  static constexpr int kUnitWeights = {weights}, kStages = 1;
-  static constexpr bool kSharedGates = {shared};
+  static constexpr int kUnitWeights = {weights}, kStages = {stages};
+  static constexpr bool kSharedGates = {shared}, kFree = {free};
 
   template <class Math, class V>
   BPTT_HOST_DEVICE static void forward(const Math&, const V* gates_x, const V* gates_h,
@@ -122,16 +131,27 @@ SOURCES = ("cell.inc", "plain.cpp", "controlled.cpp")
 ENGINE_SOURCES = ("engine/team.cpp", "engine/plan.cpp")
 
 
-def struct(name: str, program: Program, kept: list[int], reads_hidden: bool, weights: int) -> str:
-    """The struct of a cell; `kept` and `reads_hidden` are what `partition.kept_values` gives."""
-    lines, value = write(program, CPP, [*program.states, *kept], {})
+def struct(name: str, program: Program, kept: list[int], reads_hidden: bool, product: str) -> str:
+    """The struct of a cell.
+
+    Args:
+        name: of its function.
+        program: what it computes.
+        kept, reads_hidden: what `partition.kept_values` gives.
+        product: "dense", "diagonal" or "none": what the hidden state enters the gates through.
+    """
+    gates = len(program.dgates_x)
+    language = CPP
+    if product == "none":  # the engine may have put the input's part in either
+        language = replace(CPP, leaf=_either)
+    lines, value = write(program, language, [*program.states, *kept], {})
     # All of `saved` and `states` last: they may be where a step's inputs came from.
     lines += [f"saved[{k}] = {value(v)};" for k, v in enumerate(kept)]
     lines += [f"states[{k}] = {value(v)};" for k, v in enumerate(program.states)]
     given = {v: f"saved[{k}]" for k, v in enumerate(kept)}
     if reads_hidden:
         given[program.states[0]] = "states[0]"
-    made, value = write(program, CPP, program.gradients, given)
+    made, value = write(program, language, program.gradients, given)
     made.insert(0, f"V given[{len(program.states)}];")
     made[1:1] = [f"given[{k}] = dstates[{k}];" for k in range(len(program.states))]
     made += [f"dgates_x[{g}] = {value(v)};" for g, v in enumerate(program.dgates_x)]
@@ -144,11 +164,13 @@ def struct(name: str, program: Program, kept: list[int], reads_hidden: bool, wei
     made.append(used.replace("(void)gates_h, ", "") + ", (void)dw_unit;")
     return _TEMPLATE.format(
         name=name,
-        gates=len(program.dgates_x),
+        gates=gates,
         states=len(program.states),
         saved=len(kept),
-        weights=weights,
+        weights=len(program.dweights) + (gates if product == "diagonal" else 0),
+        stages=1 if product == "dense" else 0,
         shared="true" if program.dgates_x == program.dgates_h else "false",
+        free="true" if product == "none" else "false",
         forward=indent("\n".join(lines), "    "),
         backward=indent("\n".join(made), "    "),
     )

@@ -57,7 +57,9 @@ _WHAT = {
 _REFUSED = {operation: what for what, names in _WHAT.items() for operation in names.split()}
 
 
-def trace(function: Callable[..., Any], gates: int, states: int, weights: Sequence[str]) -> Program:
+def trace(
+    function: Callable[..., Any], gates: int, states: int, weights: Sequence[str], products: bool
+) -> Program:
     """Trace a step function.
 
     Args:
@@ -65,6 +67,7 @@ def trace(function: Callable[..., Any], gates: int, states: int, weights: Sequen
         gates: how many tensors `gates_x` and `gates_h` hold.
         states: how many states there are.
         weights: the names of the unit weights.
+        products: whether there is `gates_h`; without it what reaches the gates is one gradient.
 
     Raises:
         CellError: the function does what no program can.
@@ -91,9 +94,8 @@ def trace(function: Callable[..., Any], gates: int, states: int, weights: Sequen
         own_weights = dict(zip(weights, own, strict=True))
         # Copies, as a change in place of the leaves themselves would be torch's error, not ours.
         copies = [[t.clone() for t in tensors] for tensors in (gates_x, gates_h, before)]
-        answer = recorder.call(
-            function, tuple(copies[0]), tuple(copies[1]), *copies[2], **own_weights
-        )
+        into_gates = (tuple(copies[0]), tuple(copies[1]))[: 2 if products else 1]
+        answer = recorder.call(function, *into_gates, *copies[2], **own_weights)
         after = _as_states(name, answer, states)
         recorder.code = None
         inputs = [*gates_x, *gates_h, *before, *own]
@@ -108,6 +110,8 @@ def trace(function: Callable[..., Any], gates: int, states: int, weights: Sequen
     program.dgates_x, program.dgates_h, program.dprevious, program.dweights = (
         [next(all_) for _ in range(count)] for count in (gates, gates, states, len(weights))
     )
+    if not products:
+        program.dgates_h = program.dgates_x
     return program
 
 

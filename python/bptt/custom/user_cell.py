@@ -16,9 +16,13 @@ from .program import CellError
 
 _MOST_GATES, _MOST_STATES = 4, 4
 _FORM = "`def cell(gates_x, gates_h, h, ..., *, weight, ...)`"
+_FORM_WITHOUT = "`def cell(gates_x, h, ..., *, weight, ...)`"
+PRODUCTS = ("dense", "diagonal", "none")
 
 
-def cell(gates: int | Sequence[str]) -> Callable[[Callable[..., Any]], UserCell]:
+def cell(
+    gates: int | Sequence[str], *, product: str = "dense"
+) -> Callable[[Callable[..., Any]], UserCell]:
     """Make a cell of a function: one time step of one hidden unit.
 
         @bptt.cell(gates=3)
@@ -47,11 +51,17 @@ def cell(gates: int | Sequence[str]) -> Callable[[Callable[..., Any]], UserCell]
 
     Args:
         gates: how many gates G there are, 1 to 4, or their names.
+        product: how the hidden state enters the gates. "dense": `gates_h` is a matrix times it.
+            "diagonal": each unit's own weights times it, `weight_hh_l{k}` is `[G*H]`, as in
+            independently recurrent networks. "none": in no way but the function's own, which is
+            then called `function(gates_x, *states, **weights)`, and the layer has no `weight_hh`
+            and no `bias_hh`. The last two are bound by memory, not by arithmetic.
 
     Raises:
         TypeError: what is decorated is no function, or `gates` is of another type.
-        ValueError: a signature, a number of gates or of states that no cell has; an operation that
-            no step has. The message has the line of the function, and what to write instead.
+        ValueError: an unknown product; a signature, a number of gates or of states that no cell
+            has; an operation that no step has. The message has the line of the function, and what
+            to write instead.
     """
     if isinstance(gates, bool) or not isinstance(gates, (int, tuple, list)):
         raise TypeError(f"bptt.cell: gates must be an int or names, got {gates!r}")
@@ -59,10 +69,14 @@ def cell(gates: int | Sequence[str]) -> Callable[[Callable[..., Any]], UserCell]
     if not 1 <= len(names) <= _MOST_GATES:
         raise ValueError(f"bptt.cell: gates must be 1 to {_MOST_GATES}, got {gates!r}")
 
+    if product not in PRODUCTS:
+        known = ", ".join(map(repr, PRODUCTS))
+        raise ValueError(f"bptt.cell: product must be one of {known}, got {product!r}")
+
     def decorate(function: Callable[..., Any]) -> UserCell:
         if not callable(function) or inspect.isclass(function):
             raise TypeError(f"bptt.cell: it decorates a function, got {function!r}")
-        return UserCell(function, names)
+        return UserCell(function, names, product)
 
     return decorate
 
@@ -75,18 +89,21 @@ class UserCell:
         spec: its row in `bptt.recurrence.cells.CELLS`.
     """
 
-    def __init__(self, function: Callable[..., Any], gates: tuple[str, ...]) -> None:
-        self.function = function
+    def __init__(
+        self, function: Callable[..., Any], gates: tuple[str, ...], product: str = "dense"
+    ) -> None:
+        self.function, self.product = function, product
         self.__name__ = getattr(function, "__name__", "cell")
         self.__qualname__ = getattr(function, "__qualname__", self.__name__)
         self.__module__ = getattr(function, "__module__", "__main__")
         self.__doc__ = function.__doc__
         from . import partition, tracing  # here, as what they import takes a while
 
-        states, weights = _signature(self.__name__, function)
-        program = tracing.trace(function, len(gates), len(states), weights)
+        products = product != "none"
+        states, weights = _signature(self.__name__, function, products)
+        program = tracing.trace(function, len(gates), len(states), weights, products)
         kept, reads_hidden = partition.kept_values(program)
-        text = cpp.struct(self.__name__, program, kept, reads_hidden, len(weights))
+        text = cpp.struct(self.__name__, program, kept, reads_hidden, product)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.name = f"{re.sub('[^A-Za-z0-9_]', '', self.__name__) or 'cell'}_{digest}"
         self.spec = CellSpec(
@@ -95,8 +112,10 @@ class UserCell:
             states,
             tuple(f"kept{k}" for k in range(len(kept))),
             self._step,
-            weights,
+            (*(f"u_{gate}" for gate in gates if product == "diagonal"), *weights),
+            stages=1 if product == "dense" else 0,
             shared_gates=program.dgates_x == program.dgates_h,
+            free=product == "none",
             custom={
                 **cpp.sources(self.name, text),
                 "triton.py": triton_code.module(self.__name__, program, kept, reads_hidden),
@@ -126,25 +145,31 @@ class UserCell:
         math: CellMath = PLAIN_MATH,
     ) -> States:
         """The step as the reference loop runs it."""
-        weights = dict(zip(self.spec.unit_weights, unit_weights or (), strict=True))
-        after = self.function(tuple(gates_x), tuple(recur(states[0])), *states, **weights)
+        weights = dict(zip(self.spec.cell_weights, unit_weights or (), strict=True))
+        given: list[Any] = [tuple(gates_x)]
+        if not self.spec.free:
+            given.append(tuple(recur(states[0])))
+        after = self.function(*given, *states, **weights)
         return tuple(after) if isinstance(after, (tuple, list)) else (after,)
 
 
-def _signature(name: str, function: Callable[..., Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _signature(
+    name: str, function: Callable[..., Any], products: bool
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The names of the states and of the unit weights, out of a function's parameters."""
+    form, gates = (_FORM, 2) if products else (_FORM_WITHOUT, 1)
     positional, weights = [], []
     for parameter in inspect.signature(function).parameters.values():
         if parameter.kind is parameter.KEYWORD_ONLY:
             weights.append(parameter.name)
         elif parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
-            raise CellError(f"{name}: takes {parameter}, but a cell is {_FORM}")
+            raise CellError(f"{name}: takes {parameter}, but a cell is {form}")
         else:
             positional.append(parameter.name)
-    states = tuple(positional[2:])
+    states = tuple(positional[gates:])
     if not 1 <= len(states) <= _MOST_STATES:
         raise CellError(
-            f"{name}: a cell has 1 to {_MOST_STATES} states, parameters after gates_x and gates_h; "
-            f"it is {_FORM}, got ({', '.join(positional)})"
+            f"{name}: a cell has 1 to {_MOST_STATES} states, parameters after its gates; it is "
+            f"{form}, got ({', '.join(positional)})"
         )
     return states, tuple(weights)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from bptt.data.vocabulary import END, PAD, START
 
-from .recurrent import Cell, Impl, recurrent
+from .recurrent import Impl, recurrent
 
 
 class Captioner(nn.Module):
@@ -28,7 +28,7 @@ class Captioner(nn.Module):
         units: H.
         channels: of the first convolution.
         embedding: of a symbol.
-        cell: "rnn", "gru" or "lstm".
+        cell: see `recurrent`.
         dropout: before z, on embeddings and before the output.
         impl: "bptt", or "torch" for torch.nn's layers.
     """
@@ -40,7 +40,7 @@ class Captioner(nn.Module):
         units: int = 256,
         channels: int = 32,
         embedding: int = 64,
-        cell: Cell = "gru",
+        cell: str = "gru",
         dropout: float = 0.0,
         impl: Impl = "bptt",
     ) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .recurrent import Cell, Impl, last_hidden, recurrent, valid
+from .recurrent import Impl, last_hidden, recurrent, valid
 
 Pooling = Literal["last", "mean", "max"]
 
@@ -47,7 +47,7 @@ class SequenceClassifier(Classifier):
         classes: how many.
         symbols: size of the vocabulary, or 0 for sequences of numbers.
         units: H, of each direction.
-        cell: "rnn", "gru" or "lstm".
+        cell: see `recurrent`.
         layers, bidirectional: of the recurrent layers.
         pooling: what is taken of the hidden states: "last", "mean" or "max".
         dropout: on inputs, between layers and before the output.
@@ -64,7 +64,7 @@ class SequenceClassifier(Classifier):
         *,
         symbols: int = 0,
         units: int = 128,
-        cell: Cell = "gru",
+        cell: str = "gru",
         layers: int = 1,
         bidirectional: bool = True,
         pooling: Pooling = "max",

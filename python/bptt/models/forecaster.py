@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .recurrent import Cell, Impl, last_hidden, recurrent
+from .recurrent import Impl, last_hidden, recurrent
 
 Curve = Literal["none", "root", "log"]
 _FORWARD = {"none": lambda x: x, "root": torch.sqrt, "log": torch.log}
@@ -45,7 +45,7 @@ class Forecaster(nn.Module):
         seasons: S, how many are mixed.
         lags: N, steps that the linear part sees.
         units: H.
-        cell: "rnn", "gru" or "lstm".
+        cell: see `recurrent`.
         layers: of recurrence.
         dropout: between layers and before the output.
         curve: f: "none", "root" (for counts) or "log" (for what grows by a share).
@@ -64,7 +64,7 @@ class Forecaster(nn.Module):
         seasons: int = 2,
         lags: int = 4,
         units: int = 64,
-        cell: Cell = "gru",
+        cell: str = "gru",
         layers: int = 1,
         dropout: float = 0.0,
         curve: Curve = "none",

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .recurrent import Cell, Impl, recurrent
+from .recurrent import Impl, recurrent
 
 State = Any  # of the recurrent layers: [L, B, H], or two of them for the LSTM
 
@@ -35,7 +35,7 @@ class LanguageModel(nn.Module):
         symbols: V, size of the vocabulary.
         units: H, size of the hidden states.
         embedding: size of the embedding.
-        cell: "rnn", "gru" or "lstm".
+        cell: see `recurrent`.
         layers: L.
         dropout: on embeddings, between layers and before the output.
         weight_drop: on hidden-to-hidden weights (Merity, Keskar, Socher, arXiv 1708.02182).
@@ -49,7 +49,7 @@ class LanguageModel(nn.Module):
         *,
         units: int = 256,
         embedding: int = 64,
-        cell: Cell = "lstm",
+        cell: str = "lstm",
         layers: int = 1,
         dropout: float = 0.0,
         weight_drop: float = 0.0,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .recurrent import Cell, Impl, recurrent
+from .recurrent import Impl, recurrent
 
 
 class MusicModel(nn.Module):
@@ -26,7 +26,7 @@ class MusicModel(nn.Module):
     Args:
         keys: K.
         units: H.
-        cell: "rnn", "gru" or "lstm".
+        cell: see `recurrent`.
         layers: of recurrence.
         dropout: on inputs, between layers and before the output.
         weight_drop: on hidden-to-hidden weights (Merity, Keskar, Socher, arXiv 1708.02182).
@@ -39,7 +39,7 @@ class MusicModel(nn.Module):
         keys: int,
         *,
         units: int = 256,
-        cell: Cell = "gru",
+        cell: str = "gru",
         layers: int = 1,
         dropout: float = 0.0,
         weight_drop: float = 0.0,

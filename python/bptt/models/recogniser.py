@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .recurrent import Cell, Impl, recurrent
+from .recurrent import Impl, recurrent
 
 BLANK = 0
 SILENCE = 1e-6  # power in a band that counts as none
@@ -64,7 +64,7 @@ class Recogniser(nn.Module):
         symbols: S.
         rate, bands: see `LogMel`.
         units: H, of each direction.
-        cell: "rnn", "gru" or "lstm".
+        cell: see `recurrent`.
         layers, bidirectional: of the recurrent layers.
         dropout: on features, between layers and before the output.
         impl: "bptt", or "torch" for torch.nn's layers.
@@ -80,7 +80,7 @@ class Recogniser(nn.Module):
         rate: int = 8000,
         bands: int = 40,
         units: int = 128,
-        cell: Cell = "gru",
+        cell: str = "gru",
         layers: int = 2,
         bidirectional: bool = False,
         dropout: float = 0.0,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import bptt
+from bptt.custom.files import is_named, load_cell
 
 Cell = Literal["rnn", "gru", "lstm"]
 Impl = Literal["bptt", "torch"]
@@ -47,7 +48,7 @@ class _Packing(nn.Module):
 
 
 def recurrent(
-    cell: Cell,
+    cell: str,
     inputs: int,
     hidden: int,
     *,
@@ -61,7 +62,7 @@ def recurrent(
     """A layer from [B, T, inputs] to [B, T, D * hidden], called as `layer(x, hx, lengths=lengths)`.
 
     Args:
-        cell: "rnn", "gru" or "lstm".
+        cell: "rnn", "gru", "lstm", or a cell of one's own as "file.py:name".
         inputs, hidden: sizes of the input and of the hidden state.
         layers, bidirectional, batch_first: as torch.nn has them.
         dropout: between layers, as torch.nn has it; nothing for one layer.
@@ -72,13 +73,18 @@ def recurrent(
     Raises:
         ValueError: an unknown cell or implementation, or weight_drop with torch.nn's layers.
     """
-    _check(cell, impl)
+    own = load_cell(cell) if is_named(cell) else None
+    _check("gru" if own else cell, impl)
+    if own is not None and impl == "torch":
+        raise ValueError(f"impl must be bptt for a cell of your own, got {impl!r} with {cell!r}")
     options: dict[str, Any] = {
         "num_layers": layers,
         "bidirectional": bidirectional,
         "dropout": dropout if layers > 1 else 0.0,  # torch.nn warns of one that does nothing
         "batch_first": batch_first,
     }
+    if own is not None:
+        return bptt.Recurrent(own, inputs, hidden, **options, weight_drop=weight_drop)
     if impl == "bptt":
         return LAYERS[cell](inputs, hidden, **options, weight_drop=weight_drop)
     if weight_drop:

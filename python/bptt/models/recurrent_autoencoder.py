@@ -20,7 +20,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from .reconstruction import LossKind, Reconstructing
-from .recurrent import Cell, Impl, last_hidden, recurrent, valid
+from .recurrent import Impl, last_hidden, recurrent, valid
 
 
 class SequenceEncoder(nn.Module):
@@ -32,7 +32,7 @@ class SequenceEncoder(nn.Module):
         code: int,
         *,
         hidden: int,
-        cell: Cell,
+        cell: str,
         layers: int,
         bidirectional: bool,
         impl: Impl,
@@ -53,7 +53,7 @@ class SequenceDecoder(nn.Module):
     """Codes [B, code] to sequences [B, steps, features]."""
 
     def __init__(
-        self, features: int, code: int, *, hidden: int, cell: Cell, layers: int, impl: Impl
+        self, features: int, code: int, *, hidden: int, cell: str, layers: int, impl: Impl
     ) -> None:
         super().__init__()
         self.layer = recurrent(cell, code, hidden, layers=layers, impl=impl)
@@ -93,7 +93,7 @@ class RecurrentAutoencoder(SequenceReconstructing):
         features: F, values of a step.
         code: size of the code.
         hidden: size of the hidden state, of the encoder (in each direction) and of the decoder.
-        cell: "rnn", "gru" or "lstm".
+        cell: see `recurrent`.
         layers: recurrent layers on top of each other, in each half.
         bidirectional: the encoder reads both ways.
         impl: "bptt", or "torch" for torch.nn's layers.
@@ -105,7 +105,7 @@ class RecurrentAutoencoder(SequenceReconstructing):
         features: int,
         code: int = 32,
         hidden: int = 128,
-        cell: Cell = "gru",
+        cell: str = "gru",
         layers: int = 1,
         bidirectional: bool = True,
         impl: Impl = "bptt",

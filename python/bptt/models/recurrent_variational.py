@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from .reconstruction import LossKind
-from .recurrent import Cell, Impl, valid
+from .recurrent import Impl, valid
 from .recurrent_autoencoder import SequenceDecoder, SequenceEncoder, SequenceReconstructing
 from .variational import divergence, draw
 
@@ -42,7 +42,7 @@ class RecurrentVariationalAutoencoder(SequenceReconstructing):
         features: int,
         code: int = 8,
         hidden: int = 128,
-        cell: Cell = "gru",
+        cell: str = "gru",
         layers: int = 1,
         bidirectional: bool = True,
         impl: Impl = "bptt",

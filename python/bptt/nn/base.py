@@ -353,6 +353,9 @@ class RecurrentLayer(Traced, nn.RNNBase):
         wanted = call.names()
         for names in self._all_weights:
             suffix = names[0].removeprefix("weight_ih")
+            for name in [n for n in names if n.removesuffix(suffix) not in wanted]:
+                names.remove(name)
+                delattr(self, name)
             first = getattr(self, names[0])
             for kind, shape in zip(
                 wanted, call.shapes(self.hidden_size, first.shape[1]), strict=True

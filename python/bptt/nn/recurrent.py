@@ -60,7 +60,7 @@ class Recurrent(RecurrentLayer):
                 f"Recurrent: cell must be a function decorated with bptt.cell, got {cell!r}"
             )
         self.cell = cell
-        self.peephole = bool(cell.spec.unit_weights)
+        self.peephole = bool(cell.spec.cell_weights)
         self._kind, self._gates = cell.__name__, len(cell.spec.gates)
         super().__init__(
             "RNN_TANH",  # nn.RNNBase's; `_add_own_parameters` mends the rows
@@ -81,7 +81,9 @@ class Recurrent(RecurrentLayer):
         self.mode = cell.__name__
 
     def _shape(self, arguments: dict[str, Any]) -> functional.LayerShape:
-        return functional.LayerShape(custom_states=len(self.cell.spec.states))
+        return functional.LayerShape(
+            custom_states=len(self.cell.spec.states), custom_product=self.cell.product
+        )
 
     def forward(
         self,

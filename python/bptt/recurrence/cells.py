@@ -64,6 +64,8 @@ class CellSpec:
         normalized: whether hidden-to-hidden products, and the cell state on its way to the output,
             pass a layer normalisation.
         step: `step(gates_x, recur, states, unit_weights, math) -> states`.
+        free: whether a cell without a recurrent product sees the states in no way but its own:
+            then no unit weight multiplies the hidden state on its way into the gates.
         custom: the sources of a cell made by `bptt.cell`; None for those that are built in.
     """
 
@@ -76,11 +78,22 @@ class CellSpec:
     stages: int = 1
     shared_gates: bool = True
     normalized: bool = False
+    free: bool = False
     custom: dict[str, str] | None = None
 
     @property
     def has_cell_state(self) -> bool:
         return len(self.states) > 1
+
+    @property
+    def own_products(self) -> bool:
+        """Whether the first unit weights, one for each gate, multiply a unit's hidden state."""
+        return self.stages == 0 and not self.free
+
+    @property
+    def cell_weights(self) -> tuple[str, ...]:
+        """The unit weights that the cell itself sees."""
+        return self.unit_weights[len(self.gates) if self.own_products else 0 :]
 
     @property
     def projects(self) -> bool:

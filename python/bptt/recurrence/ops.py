@@ -150,10 +150,13 @@ def recurrence(
     return Outputs(y, h_n, c_n, cells if lengths is None else zero_padding(cells, lengths))
 
 
-@torch.compiler.assume_constant_result
 def prepare_custom(cell: str) -> bool:
     """Compile a cell of `bptt.cell` for the cpu backend, where that was not done yet."""
     return native.prepare(cell, CELLS[cell].custom or {})
+
+
+# Run, not traced: what torch.compiler.assume_constant_result says, which imports the compiler.
+prepare_custom._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def measured_backend(problem: dispatch.Problem, loop: LoopInputs) -> str | None:

@@ -172,8 +172,9 @@ class _Direction:
         self.b_hh = None if b_hh is None else b_hh.unflatten(0, (gates, -1))  # [G, H]
         self.math = self._math()
         self.kept = self._kept_by_dropout(w_hh)
-        cell_weights = None if spec.stages == 0 or spec.normalized else w_unit
-        self.cell_weights = None if cell_weights is None else cell_weights.unbind(0)
+        self.cell_weights = None
+        if spec.cell_weights and not spec.normalized and w_unit is not None:
+            self.cell_weights = w_unit[-len(spec.cell_weights) :].unbind(0)
 
     def _math(self) -> CellMath:
         control, spec = self.control, self.spec
@@ -209,7 +210,7 @@ class _Direction:
             if len(given) == 1:
                 recur = lambda h: self._normalized_product(h, gates_x)  # noqa: E731
                 given = (torch.zeros_like(given[0]),)
-        elif self.spec.stages == 0:
+        elif self.spec.own_products:
             recur = self._own_product
         after = self.spec.step(given, recur, before, self.cell_weights, self.math)
         if self.w_hr is not None:
@@ -236,7 +237,8 @@ class _Direction:
     def _own_product(self, operand: Tensor) -> tuple[Tensor, ...]:
         """Each unit's hidden state times its own weights."""
         assert self.w_unit is not None
-        products = self._entering(operand).unsqueeze(-2) * self.w_unit  # [B, G, H]
+        own = self.w_unit[: len(self.spec.gates)]
+        products = self._entering(operand).unsqueeze(-2) * own  # [B, G, H]
         return (products if self.b_hh is None else products + self.b_hh).unbind(-2)
 
     def _normalized_product(

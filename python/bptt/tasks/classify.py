@@ -6,12 +6,12 @@ A task reads its data as sequences with a class each; options, model and judgeme
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from torch import Tensor
 
 from bptt.data import pad
@@ -23,15 +23,19 @@ from bptt.data.series import load_series
 from bptt.data.topics import Topics, load_topics
 from bptt.models.classifier import Classifier, FlatClassifier, SequenceClassifier
 from bptt.train.lengths import by_length
-from bptt.train.settings import Settings
+from bptt.train.settings import CELL_HELP, Settings, known_cell
 from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task, batched
 
 SHOWN = 12
 
 
+def _cell_or_none(name: str) -> str:
+    return name if name == "none" else known_cell(name)
+
+
 class ClassifySettings(Settings):
-    cell: Literal["rnn", "gru", "lstm", "none"] = Field(
-        "gru", description="Of the recurrent layers; none: a feed-forward network."
+    cell: Annotated[str, AfterValidator(_cell_or_none)] = Field(
+        "gru", description=f"{CELL_HELP} none: a feed-forward network."
     )
     impl: Literal["bptt", "torch"] = Field("bptt", description="Whose recurrent layers.")
     layers: int = Field(1, ge=1, description="Recurrent layers on top of each other.")

@@ -22,7 +22,7 @@ from bptt.data.text import Characters, Subwords, load_text, streams
 from bptt.models import search
 from bptt.models.language_model import LanguageModel, chosen, detached
 from bptt.train.fit import rank
-from bptt.train.settings import Settings
+from bptt.train.settings import CELL_HELP, CellName, Settings
 from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task, device_of, seeded
 
 _TRAINED, _VALIDATED = 0.85, 0.9  # where the parts of the text end
@@ -36,7 +36,7 @@ class LmSettings(Settings):
         "characters", description="What the text is made of."
     )
     vocabulary: int = Field(1000, ge=257, description="Of subwords: how many.")
-    cell: Literal["rnn", "gru", "lstm"] = Field("lstm", description="Of the recurrent layers.")
+    cell: CellName = Field("lstm", description=CELL_HELP)
     impl: Literal["bptt", "torch"] = Field("bptt", description="Whose recurrent layers.")
     layers: int = Field(1, ge=1, description="Recurrent layers on top of each other.")
     units: int = Field(512, ge=1, description="Hidden state of a layer.")
@@ -216,13 +216,18 @@ class LmTask(Task):
         return Typing(self.symbols, model).suggestions(text, count)
 
     @torch.no_grad()
-    def written(self, model: Any, count: int, prompt: str = "\n", **how: Any) -> str:
+    def written(self, model: Any, count: int, prompt: str | None = None, **how: Any) -> str:
         """`count` symbols that the model puts after a prompt; see `search.sample` for how.
+
+        Without a prompt a line begins, or, where a text has none, what comes first of all symbols.
 
         Raises:
             BadInput: the prompt is empty or holds a character that the model does not know, or
                 an option is out of range.
         """
+        if prompt is None:
+            known = getattr(self.symbols, "numbers", {"\n": 0})
+            prompt = "\n" if "\n" in known else next(iter(known))
         if not prompt:
             raise BadInput("the prompt is empty: give one character or more")
         numbers = self.symbols.encode(prompt).to(device_of(model))

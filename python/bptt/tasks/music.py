@@ -87,8 +87,8 @@ class MusicTask(Task):
         anchors = [
             Anchor("nats of a step", "below", self._guess(train, test), "how often a key is")
         ]
-        if "jsb" in self.data_name().lower():
-            bound = PUBLISHED[self.settings.cell]
+        bound = PUBLISHED.get(self.settings.cell)
+        if bound is not None and "jsb" in self.data_name().lower():
             source = f"{self.settings.cell} on JSB Chorales, as published"
             anchors.append(Anchor("nats of a step", "below", bound, source))
         return Judgement(metrics, anchors)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from bptt.data.errors import BadInput
 from bptt.models.recurrent_autoencoder import RecurrentAutoencoder
 from bptt.train import pictures
+from bptt.train.settings import CELL_HELP, CellName
 from bptt.train.task import Anchor, Fitting, Judgement, Rows, batched
 
 from . import image_task
@@ -31,7 +32,7 @@ _LEAST_VARIANCE = 1e-3  # of a pixel that is always black: a grey value off by 0
 class RowsSettings(ImageSettings):
     code: int = Field(16, ge=1, description="Size of the code.")
     units: int = Field(64, ge=1, description="Hidden state of the encoder, each way, and decoder.")
-    cell: Literal["rnn", "gru", "lstm"] = Field("gru", description="Of encoder and decoder.")
+    cell: CellName = Field("gru", description=CELL_HELP)
     impl: Literal["bptt", "torch"] = Field("bptt", description="Whose recurrent layers.")
     layers: int = Field(1, ge=1, description="Recurrent layers of the encoder and the decoder.")
     bidirectional: bool = Field(True, description="The encoder reads both ways.")

@@ -18,7 +18,7 @@ from bptt.models.recurrent import valid
 from bptt.models.recurrent_autoencoder import RecurrentAutoencoder
 from bptt.models.recurrent_variational import RecurrentVariationalAutoencoder
 from bptt.train import pictures
-from bptt.train.settings import Settings
+from bptt.train.settings import CELL_HELP, CellName, Settings
 from bptt.train.task import Anchor, Fitting, Judgement, Rows, Task, batched, seeded
 
 from .image_task import probe_accuracy
@@ -28,7 +28,7 @@ class SeriesSettings(Settings):
     model: Literal["plain", "variational"] = Field("plain", description="The autoencoder.")
     code: int = Field(16, ge=1, description="Size of the code.")
     units: int = Field(128, ge=1, description="Hidden state of the encoder, each way, and decoder.")
-    cell: Literal["rnn", "gru", "lstm"] = Field("gru", description="Of encoder and decoder.")
+    cell: CellName = Field("gru", description=CELL_HELP)
     impl: Literal["bptt", "torch"] = Field("bptt", description="Whose recurrent layers.")
     layers: int = Field(1, ge=1, description="Recurrent layers of the encoder and the decoder.")
     bidirectional: bool = Field(True, description="The encoder reads both ways.")

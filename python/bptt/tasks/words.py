@@ -24,9 +24,7 @@ UNKNOWN = "<unknown>"
 
 
 class WordSettings(RecurrentSettings):
-    cell: WordCell = Field(  # type: ignore[assignment]
-        "gru", description="Of the recurrent layers, or a transformer."
-    )
+    cell: WordCell = Field("gru", description="Of the recurrent layers, or a transformer.")
     bidirectional: bool = Field(True, description="The layers read both ways.")
     embedding: int = Field(100, ge=2, description="Size of the words' embeddings.")
     least: int = Field(2, ge=1, description="How often a word must be seen.")

@@ -4,14 +4,35 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import Self
+
+from bptt.custom.files import is_named, load_cell
 
 LARGE = 20_000  # examples from which on batches are large
 LARGE_BATCH, SMALL_BATCH = 256, 32
 MOST_EPOCHS, LEAST_PATIENCE = 100, 5
+
+
+CELL_HELP = "Of the recurrent layers: rnn, gru, lstm, or your own, as file.py:name."
+
+
+def known_cell(name: str) -> str:
+    """The name of a cell that a task can take, which is read if it is one in a file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if is_named(name):
+        load_cell(name)
+    elif name not in ("rnn", "gru", "lstm"):
+        raise ValueError("must be rnn, gru, lstm, or one of your own as file.py:name")
+    return name
+
+
+CellName = Annotated[str, AfterValidator(known_cell)]
 
 
 class Settings(BaseModel):
@@ -41,6 +62,12 @@ class Settings(BaseModel):
     devices: int = Field(1, ge=1, description="Processes: one a GPU, or several on a CPU.")
     compile: bool = Field(False, description="Compile the model by torch.compile.")
 
+    @model_validator(mode="after")
+    def _own_cells_are_bptts(self: Self) -> Self:
+        if getattr(self, "impl", "") == "torch" and is_named(str(getattr(self, "cell", ""))):
+            raise ValueError("impl must be bptt for a cell of your own")
+        return self
+
     def fitted_to(self: Self, examples: int, steps: int) -> Self:
         """What is left to the size of the data, filled in: about `steps` steps of the optimizer."""
         examples = min(examples, self.examples or examples)
@@ -53,7 +80,7 @@ class Settings(BaseModel):
 class RecurrentSettings(Settings):
     """Options of tasks whose model is a stack of recurrent layers."""
 
-    cell: Literal["rnn", "gru", "lstm"] = Field("gru", description="Of the recurrent layers.")
+    cell: CellName = Field("gru", description=CELL_HELP)
     impl: Literal["bptt", "torch"] = Field("bptt", description="Whose recurrent layers.")
     layers: int = Field(1, ge=1, description="Recurrent layers on top of each other.")
     units: int = Field(128, ge=1, description="Hidden state of a layer, of each direction.")

@@ -39,6 +39,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import bptt
+from bptt.custom.files import load_cell
 from bptt.engines import dispatch, vendor
 from bptt.recurrence.gradients import LoopInputs
 
@@ -122,7 +123,8 @@ def _lengths(check: Check, seed: int) -> Tensor | None:
 
 
 def _new_layer(check: Check, ours: bool, device: str, dtype: torch.dtype) -> nn.RNNBase:
-    made = getattr(bptt if ours else nn, check.layer)
+    made: Any = partial(bptt.Recurrent, load_cell(check.layer)) if check.is_own else None
+    made = made or getattr(bptt if ours else nn, check.layer)
     return made(
         check.input, check.hidden, device=device, dtype=dtype, **check.options(ours)
     )  # fmt: skip

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 import bptt
+from bptt.custom.files import is_named, load_cell
 
 LAYERS = ("RNN", "GRU", "LSTM", "CIFG", "SLSTM", "IndRNN")
 # Options of a layer by the name of a check; probabilities draw masks, the same in every backend.
@@ -70,7 +71,7 @@ class Check:
     """A layer with its options, and the sizes of what goes in.
 
     Attributes:
-        layer: one of `LAYERS`.
+        layer: one of `LAYERS`, or a cell of one's own as `file.py:name`.
         control: a name in `CONTROLS`, or "".
         layout: one of `LAYOUTS`; "packed" has lengths in no order (enforce_sorted=False).
         states: whether initial states are given.
@@ -117,6 +118,8 @@ class Check:
     def cell(self) -> str:
         """A name in `bptt.recurrence.cells.CELLS`."""
         options = bptt.options.Options(**CONTROLS.get(self.control, {}))
+        if self.is_own:
+            return load_cell(self.layer).name
         if self.layer == "LSTM":
             return bptt.functional.lstm_cell_name(self.peephole, options)
         if self.layer == "GRU":
@@ -124,6 +127,11 @@ class Check:
         if self.layer == "RNN":
             return bptt.functional.rnn_cell_name(self.nonlinearity, options)
         return self.layer.lower()
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is of a cell made by `bptt.cell`."""
+        return is_named(self.layer)
 
     @property
     def beyond_torch(self) -> bool:
@@ -208,8 +216,22 @@ _OWN_QUICK: tuple[dict[str, Any], ...] = (
     {"lengths": True, "batch": 9},
     {**_BOTH, "resets": True, "merge_mode": "sum", "layout": "batch first", "hidden": 14},
 )
+_OWN_CELL: tuple[dict[str, Any], ...] = (
+    *_QUICK,
+    *_OWN_QUICK,
+    *({"control": name} for name in ("zoneout", "dropouts", "truncate", "clip-norms", "heads")),
+    {"steps": 100, "batch": 8, "input": 24, "hidden": 40},
+)
 _SIZES = ((1, 1, 5, 8), (7, 3, 10, 15), (33, 17, 6, 31), (16, 8, 32, 32))  # T, B, I, H
 _LARGE = ((512, 1, 16, 32), (200, 4, 24, 40), (12, 64, 128, 96), (20, 32, 512, 512))
+
+
+def own_checks(name: str) -> list[Check]:
+    """What a cell of one's own is held to, `file.py:name`; options that it cannot have are not."""
+    product = load_cell(name).product
+    absent = {"none": ("dropouts", "heads"), "diagonal": ("heads",)}.get(product, ())
+    kinds = [kind for kind in _OWN_CELL if kind.get("control") not in absent]
+    return [Check(name, **{**kind, "states": False}) for kind in kinds]
 
 
 def checks(full: bool = False, layers: Sequence[str] = LAYERS) -> list[Check]:

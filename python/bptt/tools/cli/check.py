@@ -40,6 +40,9 @@ def check(
     full: Annotated[
         bool, typer.Option("--full/--quick", help="every combination of options, or a few")
     ] = False,
+    cell: Annotated[
+        str, typer.Option(help="a cell of your own, as file.py:name, in place of bptt's layers")
+    ] = "",
     case: Annotated[str, typer.Option(help="one case by its name, of either set")] = "",
     seed: Annotated[int, typer.Option(min=0, help="of weights, inputs and lengths")] = 0,
     output: Annotated[Path | None, typer.Option(help="a file to write, .json or .md")] = None,
@@ -48,20 +51,24 @@ def check(
 
     Errors are in units: the largest difference from float64, over eps of the dtype times the
     largest exact value. A case passes where bptt is as accurate as torch.nn, or within an allowance
-    for roundings. Exit code 1: a case failed; 2: a bad argument, or a backend that cannot run here.
+    for roundings. A cell of one's own is held against the loop over its function in float64,
+    and its derivative against finite differences. Exit code 1: a case failed; 2: a bad argument, or
+    a backend that cannot run here.
     """
     from rich.console import Console
 
     if output is not None and output.suffix not in (".json", ".md"):
         refuse(f"--output must end in .json or .md, got {output}")
     place = _device(device)
-    checks, precisions = _checks(full, layer or [], case), _precisions(dtype or [], place)
+    checks, precisions = _checks(full, layer or [], case, cell), _precisions(dtype or [], place)
     backends = _backends(backend or [], place, checks, precisions)
     console = Console()
+    if cell:
+        _show_cell(console, cell)
     outcomes = _measure(console, checks, precisions, backends, place, seed)
     if not outcomes:
         refuse("no backend that can run here takes any of this")
-    named = "case" if case else "full" if full else "quick"
+    named = "case" if case else "own cell" if cell else "full" if full else "quick"
     report = Report(outcomes, place, seed, named, _not_run(backends, place, checks, precisions))
     _show(console, report)
     if output is not None:
@@ -100,11 +107,17 @@ def _known(option: str, names: Iterable[str], known: Sequence[str]) -> list[str]
     return list(dict.fromkeys(names))
 
 
-def _checks(full: bool, layers: list[str], case: str) -> list[Check]:
-    from bptt.tools.bench.accuracy_cases import LAYERS, checks
+def _checks(full: bool, layers: list[str], case: str, cell: str) -> list[Check]:
+    from bptt.custom.program import CellError
+    from bptt.tools.bench.accuracy_cases import LAYERS, checks, own_checks
 
     chosen = _known("layer", layers, LAYERS) or LAYERS
-    found = checks(full or bool(case), chosen)
+    if cell and (layers or full):
+        refuse("--cell has checks of its own: give it without --layer and --full")
+    try:
+        found = own_checks(cell) if cell else checks(full or bool(case), chosen)
+    except CellError as error:
+        refuse(f"--cell {error}")
     if case:
         found = [each for each in found if each.name == case]
     if not found:
@@ -182,6 +195,25 @@ def _measure(
                 outcomes += accuracy.measure(each, precision, backends, device, seed)
                 progress.advance(task)
     return outcomes
+
+
+def _show_cell(console: Console, name: str) -> None:
+    """What a cell computes and keeps, and whether its derivative is that of its function."""
+    from bptt.custom.files import load_cell
+    from bptt.tools.bench.own_cell import derivative_error
+
+    cell = load_cell(name)
+    spec = cell.spec
+    console.print(
+        f"{name}: gates {', '.join(spec.gates)}; states {', '.join(spec.states)}; "
+        f"{cell.product} product; {len(spec.saved)} values kept for each unit and step",
+        highlight=False,
+    )
+    wrong = derivative_error(cell)
+    if wrong:
+        console.print(f"FAILED its derivative: {wrong}", style="red", markup=False)
+        raise typer.Exit(1)
+    console.print("its derivative is that of its function, by finite differences in float64")
 
 
 # --- the report -----------------------------------------------------------------------------------
@@ -306,7 +338,8 @@ class Report:
 
     def rerun(self, outcome: Outcome) -> str:
         """The command that runs one outcome alone."""
-        words = ["bptt", "check", "--case", outcome.check.name, "--backend", outcome.backend]
+        own = ["--cell", outcome.check.layer] if outcome.check.is_own else []
+        words = ["bptt", "check", *own, "--case", outcome.check.name, "--backend", outcome.backend]
         words += ["--dtype", outcome.precision.name, "--device", self.device]
         return shlex.join([*words, "--seed", str(self.seed)])
 

@@ -191,7 +191,7 @@ def _drawn(task: Task, model: nn.Module, count: int, prompt: str, how: dict[str,
     from bptt.tasks.lm import LmTask
 
     if isinstance(task, LmTask):
-        return task.written(model, count, prompt or "\n", **how)
+        return task.written(model, count, prompt or None, **how)
     if prompt or how != {"temperature": 1.0, "top_k": 0, "nucleus": 1.0}:
         names = ", ".join(f"--{name.replace('_', '-')}" for name in ("prompt", *how))
         raise BadInput(f"{names} are for texts, and this is a run of {task.name}")

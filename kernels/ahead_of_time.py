@@ -25,11 +25,12 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from bptt.custom.files import load_cell
 from bptt.recurrence.cells import CELLS, PLAIN_CELLS
 from bptt.recurrence.control import PLAIN, Control
 
 from . import backward, backward_tiles, forward, forward_tiles
-from .cells import KERNEL_CELLS
+from .cells import kernel_cell
 from .launch import parts_of, phase_widths
 from .plan import BLOCK, CHIPS, PERSISTENT, RESIDENT, Chip, Plan, make_plan
 
@@ -210,7 +211,7 @@ class _Described:
         self.dtype = _TYPES[PRECISIONS[variant.precision][0]]
         self.absent = _absent(variant, way)
         self.sizes = {"H": variant.hidden, "R": variant.state}
-        asked, cell = CONTROLS[variant.control], KERNEL_CELLS[variant.cell]
+        asked, cell = CONTROLS[variant.control], kernel_cell(variant.cell)
         self.names = {"gate": asked.gates or "sigmoid", "state": asked.states or cell.own_state}
         self.attributes: dict[tuple[int, ...], list[list[Any]]] = {}
         self.values: dict[tuple[int, ...], Any] = {}
@@ -279,7 +280,7 @@ def _absent(variant: Variant, way: str) -> set[str]:
 def _constants(variant: Variant, way: str) -> dict[str, Any]:
     plan = variant.plan
     return {
-        "CELL": KERNEL_CELLS[variant.cell],
+        "CELL": kernel_cell(variant.cell),
         "PHASE": variant.phase,
         "PHASES": len(_widths(variant, way)),
         "PARTS": parts_of(plan, variant.hidden),
@@ -343,12 +344,15 @@ def main() -> None:
     parser.add_argument(
         "--control", action="store_true", help="loops that do more than run their cells"
     )
+    parser.add_argument("--cell", default="", help="one of your own alone, as file.py:name")
     arguments = parser.parse_args()
     chosen = asking if arguments.gradients else controlled if arguments.control else variants
+    own = load_cell(arguments.cell).name if arguments.cell else ""
+    found = (v for v in chosen(CHIPS[arguments.target]) if not own or v.cell == own)
     if arguments.markdown:
         print(f"Triton {triton.__version__}, {arguments.target}\n")
         print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")
-    for variant in islice(chosen(CHIPS[arguments.target]), arguments.first, None, arguments.every):
+    for variant in islice(found, arguments.first, None, arguments.every):
         row = measure(variant, arguments.target)
         if arguments.markdown:
             print(f"| {' | '.join(str(row[name]) for name in COLUMNS)} |", flush=True)

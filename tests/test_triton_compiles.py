@@ -8,6 +8,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -51,6 +52,14 @@ def test_variants_compile_and_fit(target, first):
     assert len(rows) > 25
     assert {row["cell"] for row in rows} >= {"lstm", "gru", "gru_reset_before", "lstm_peephole"}
     assert_fit(rows, target)
+
+
+@pytest.mark.slow
+def test_cells_of_ones_own_compile_and_fit():
+    cells = Path(__file__).resolve().parent.parent / "docs" / "course" / "cells.py"
+    rows = table(MOST, 0, "--cell", f"{cells}:ugrnn", "--every", "5")
+    assert len(rows) > 2 and all(row["cell"].startswith("ugrnn") for row in rows)
+    assert_fit(rows, MOST)
 
 
 @pytest.mark.slow

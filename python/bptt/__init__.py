@@ -14,19 +14,44 @@ from .custom.compiled_cell import compile_cell
 from .custom.user_cell import cell
 from .diagnostics import explain
 from .engines.dispatch import backend, backends
-from .nn import CIFG, GRU, LSTM, RNN, SLSTM, GRUCell, IndRNN, LSTMCell, Recurrent, RNNCell
+from .nn import (
+    CIFG,
+    GRU,
+    LSTM,
+    MGU,
+    RNN,
+    SLSTM,
+    SRU,
+    DiagonalGRU,
+    DiagonalLSTM,
+    GRUCell,
+    IndRNN,
+    LightGRU,
+    LSTMCell,
+    MinGRU,
+    MinLSTM,
+    Recurrent,
+    RNNCell,
+)
 from .recurrence.grad_norms import GradientNorms
 
 __all__ = [
     "CIFG",
     "GRU",
     "LSTM",
+    "MGU",
     "RNN",
     "SLSTM",
+    "SRU",
+    "DiagonalGRU",
+    "DiagonalLSTM",
     "GRUCell",
     "GradientNorms",
     "IndRNN",
     "LSTMCell",
+    "LightGRU",
+    "MinGRU",
+    "MinLSTM",
     "RNNCell",
     "Recurrent",
     "__version__",

@@ -61,7 +61,7 @@ class Recurrent(RecurrentLayer):
             )
         self.cell = cell
         self.peephole = bool(cell.spec.cell_weights)
-        self._kind, self._gates = cell.__name__, len(cell.spec.gates)
+        self._kind, self._gates = self._kind_of(cell), len(cell.spec.gates)
         super().__init__(
             "RNN_TANH",  # nn.RNNBase's; `_add_own_parameters` mends the rows
             input_size,
@@ -79,6 +79,10 @@ class Recurrent(RecurrentLayer):
             options=options,
         )
         self.mode = cell.__name__
+
+    def _kind_of(self, cell: UserCell) -> str:
+        """What messages call the layer."""
+        return cell.__name__
 
     def _shape(self, arguments: dict[str, Any]) -> functional.LayerShape:
         return functional.LayerShape(

@@ -58,8 +58,8 @@ def stays(control, STATE: tl.constexpr, b, n, t, d):
     """
     p = control.zoneout_h if STATE == 0 else control.zoneout_c
     if control.seed is not None:
-        words = draw(control.seed, ZONEOUT, b, n, t, d)
-        word = words[0] if STATE == 0 else words[1]
+        words = draw(control.seed, ZONEOUT, b // 2, n, t, d)  # one for two rows
+        word = tl.where(b % 2 == 0, words[STATE], words[2 + STATE])
         share = happens(word, p).to(tl.float32)
     else:
         share = p

@@ -441,6 +441,14 @@ def test_masks_of_bad_arguments(arguments, word):
         torch.ops.bptt.kept(*arguments)
 
 
+def test_rows_and_states_have_words_of_their_own():
+    seed, row, unit = torch.tensor([7]), torch.arange(6).unsqueeze(1), torch.arange(5)
+    words = random.zoneout_words(seed, row, unit, 3, 1)
+    assert torch.stack(words).unique().numel() == 2 * 6 * 5
+    first = random.philox(seed, (unit, 2, 3, 4 * 1 + random.ZONEOUT))  # rows 4 and 5
+    assert torch.equal(words[1][5], first[3]) and torch.equal(words[0][4], first[0])
+
+
 def test_a_place_has_its_own_draw():
     seed = torch.tensor([12345])
     places = [
@@ -533,13 +541,11 @@ def test_zoneout_in_evaluation_is_the_mean(name, backend):
 @backends
 @pytest.mark.parametrize("name", STEPS)
 def test_zoneout_in_training_holds_what_was_drawn(name, backend):
-    """The masks of each step are those of `random.draw`, and gradients those of `where`."""
+    """The masks of each step are those of `random.zoneout`, and gradients those of `where`."""
     layer = make_layer(name, directions=1, zoneout=0.4)
     torch.manual_seed(4)
     seed = variants_seed()
-    stays = [
-        random.happens(random.draw(seed, random.ZONEOUT, B, H, t, 0)[0], 0.4) for t in range(T)
-    ]
+    stays = random.zoneout(seed, 0.4, (T, B, 1, H))[:, :, 0].unbind()
     times = iter(stays)
 
     def visit(states, before):

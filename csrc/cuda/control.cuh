@@ -125,8 +125,9 @@ class ControlledLoop {
     const double p = zoneout_[state > 0];
     if (!sampled_) return static_cast<float>(p);
     const RandomWords words =
-        draw_at(seed(), Draw::kZoneout, at.unit, at.row, at.time, at.direction);
-    return happens(words.word[state > 0], p) ? 1 : 0;
+        draw_at(seed(), Draw::kZoneout, at.unit, at.row / 2, at.time, at.direction);
+    const bool cells = state > 0;
+    return happens(at.row % 2 ? words.word[2 + cells] : words.word[cells], p) ? 1 : 0;
   }
 
   Phase phase_;

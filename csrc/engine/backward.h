@@ -52,8 +52,9 @@ class BackwardLoop {
       const Sizes& s = p.sizes;
       first = make_packed<T>(arena, s.state, 1, Cell::kStages == 0 ? 0 : kFirstGates * s.hidden,
                              slices);
-      dgates[0] = arena.take<T>(s.batch * kGates * s.hidden);
-      dgates[1] = arena.take<T>(s.batch * kGates * s.hidden);
+      const int64_t handed = Cell::kStages == 0 ? 0 : s.batch * kGates * s.hidden;
+      dgates[0] = arena.take<T>(handed);
+      dgates[1] = arena.take<T>(handed);
       dhidden = arena.take<T>(s.batch * state_stride);
       dcell = arena.take<T>(s.batch * kCells * unit_stride);
       if (Cell::kStages == 2) second = make_packed<T>(arena, s.hidden, 1, s.hidden, slices);
@@ -107,6 +108,7 @@ class BackwardLoop {
           });
         });
       }
+      if constexpr (Cell::kStages == 0) continue;  // no unit waits for another
       part_.meet_slice();
       if constexpr (Cell::kStages == 2) {
         multiply<!kNormal>(m_.second, part_, part_.rows, dgates_ + kFirstGates * s_.hidden,
@@ -117,7 +119,6 @@ class BackwardLoop {
                            });
         part_.meet_slice();
       }
-      if constexpr (Cell::kStages == 0) continue;
       multiply<false>(m_.first, part_, part_.rows, dgates_, kGates * s_.hidden, false,
                       [&](auto, const Block<T>& block) {
                         const int64_t at = block.row * m_.state_stride + block.unit;
@@ -418,7 +419,9 @@ class BackwardLoop {
     if constexpr (!Cell::kSharedGates) {
       store_rows<N>(static_cast<S*>(p_.dgates_h) + to, stride, dgate_h, n);
     }
-    store_rows<N>(dgates_ + (b * kGates + g) * s_.hidden + u, width, dgate_h, n);
+    if constexpr (Cell::kStages > 0) {
+      store_rows<N>(dgates_ + (b * kGates + g) * s_.hidden + u, width, dgate_h, n);
+    }
   }
 
   // A block of units; dh is the whole gradient of the cell's output.

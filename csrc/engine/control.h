@@ -43,24 +43,17 @@ class Controls {
   template <int N>
   Rows<T, N> stays(int state, const Place& at) const {
     if (!c_.sampled) return Rows<T, N>(static_cast<T>(rate(state)));
-    // One draw serves the hidden state and the cell states of a place.
-    if (at != drawn_at_ || rows_drawn_ < N) {
-      for (int r = 0; r < N; ++r) {
-        draw_lanes(static_cast<uint64_t>(*c_.seed), Draw::kZoneout, at.unit, at.row + r, at.time,
-                   at.direction, drawn_[r]);
-      }
-      drawn_at_ = at;
-      rows_drawn_ = N;
-    }
-    return Rows<T, N>::each(
-        [&](int r) { return choose(drawn_[r][state == 0 ? 0 : 1], rate(state), T(1), T(0)); });
+    return Rows<T, N>::each([&](int r) {
+      const WordRaw* words = zoneout_words({at.row + r, at.unit, at.time, at.direction});
+      return choose(words[state == 0 ? 0 : 1], rate(state), T(1), T(0));
+    });
   }
 
   // What recurrent dropout multiplies a hidden state with on its way into products.
   V kept_by_dropout(int64_t row, int64_t unit, int64_t direction) const {
     const double p = c_.recurrent_dropout;
     const T scale = static_cast<T>(p < 1 ? 1 / (1 - p) : 0);
-    WordRaw words[2];
+    WordRaw words[4];
     draw_lanes(static_cast<uint64_t>(*c_.seed), Draw::kRecurrentDropout, unit, row, 0, direction,
                words);
     return choose(words[0], p, T(0), scale);
@@ -86,14 +79,29 @@ class Controls {
   }
 
  private:
+  // One draw serves all states of two rows; two draws are kept, as two rows may be of two of them.
+  BPTT_INLINE const WordRaw* zoneout_words(Place at) const {
+    const int64_t odd = at.row % 2;
+    at.row /= 2;
+    Drawn& drawn = drawn_[at.row % 2];
+    if (at != drawn.at) {
+      draw_lanes(static_cast<uint64_t>(*c_.seed), Draw::kZoneout, at.unit, at.row, at.time,
+                 at.direction, drawn.words);
+      drawn.at = at;
+    }
+    return drawn.words + 2 * odd;
+  }
+
   BPTT_INLINE double rate(int state) const { return state == 0 ? c_.zoneout_h : c_.zoneout_c; }
 
   const Control c_;
   const Masks masks_;
-  // Of the last draw, for a row or two. A loop belongs to one worker.
-  mutable Place drawn_at_{-1, 0, 0, 0};
-  mutable int rows_drawn_ = 0;
-  mutable WordRaw drawn_[2][2];
+  // A loop belongs to one worker.
+  struct Drawn {
+    Place at{-1, 0, 0, 0};
+    WordRaw words[4];
+  };
+  mutable Drawn drawn_[2];
 };
 
 }  // namespace

@@ -139,6 +139,12 @@ class ForwardLoop {
       next_t_ = time(s + 1);
       read_ = hidden(s);
       write_ = hidden(s + 1);
+      if constexpr (Cell::kStages == 0) {
+        if (m_.joined == 0) {
+          lone_units();
+          continue;  // no unit waits for another
+        }
+      }
       if (m_.joined > 0 && s + 1 < s_.steps) join_input(s + 1);
       multiply<!kNormal>(m_.first, part_, part_.rows, read_ - m_.joined, m_.state_stride,
                          in_pairs(), [&](auto rows, const Block<T>& block) {
@@ -313,8 +319,17 @@ class ForwardLoop {
     }
   }
 
+  // A step of units that see only themselves, their gates' part of the input being there.
+  void lone_units() {
+    for_row_groups<!kNormal>(part_.rows, in_pairs(), [&](auto rows, int64_t b) {
+      for_blocks(m_.first, part_.plan.unit_slices, part_.unit_slice,
+                 [&](int64_t u, int n) { first<rows.value>(Block<T>{b, u, n, nullptr, 0}); });
+    });
+  }
+
   // Projects the inputs of the next steps, from step s on.
   void project(int64_t s) {
+    if constexpr (Cell::kStages == 0) part_.meet_slice();  // everyone is done with those before
     const int64_t count = s + m_.chunk < s_.steps ? m_.chunk : s_.steps - s;
     const int64_t height = part_.rows.end - part_.rows.begin;
     T* x = m_.x + part_.rows.begin * m_.chunk * s_.inputs;
@@ -361,8 +376,9 @@ class ForwardLoop {
   void load_gates_h(const Block<T>& block, int first, int count, Rows<T, N>* gates_h) const {
 #pragma GCC unroll 4
     for (int g = 0; g < count; ++g) {
-      const T* from = block.product + g * kLanes;
-      gates_h[first + g] = load_rows<N>(from, block.stride, kLanes);
+      const T* from = block.product == nullptr ? nullptr : block.product + g * kLanes;
+      gates_h[first + g] =
+          from == nullptr ? Rows<T, N>(0) : load_rows<N>(from, block.stride, kLanes);
       if (p_.b_hh == nullptr) continue;
       gates_h[first + g] = gates_h[first + g] + bias<N>(p_.b_hh, first + g, block);
     }

@@ -17,7 +17,7 @@ void draw_kept_row(const KeptParams& p, int64_t row) {
   const T scale = static_cast<T>(q < 1 ? 1 / (1 - q) : 0);
   T* const out = static_cast<T*>(p.out) + row * p.columns;
   for (int64_t column = 0; column < p.columns; column += kLanes) {
-    WordRaw words[2];
+    WordRaw words[4];
     draw_lanes(p.seed, static_cast<Draw>(p.draw), column, row % p.rows, 0, row / p.rows, words);
     const int64_t left = p.columns - column;
     store(out + column, choose(words[0], q, T(0), scale),

@@ -32,7 +32,8 @@ BPTT_HOST_DEVICE RandomWords philox(uint64_t key, uint32_t c0, uint32_t c1, uint
 }
 
 // What is drawn where. Counters are (unit, sequence of the batch, time step, 4 * direction + Draw).
-//   kZoneout           words 0 and 1: the hidden state, and all cell states together
+//   kZoneout           at sequence / 2 for two of them: words 0 and 1 of the even one, 2 and 3 of
+//                      the odd one; the hidden state, and all cell states together
 //   kRecurrentDropout  word 0, at time step 0 for all steps
 //   kWeightDrop        word 0, at (column, row) of w_hh
 enum class Draw : uint32_t { kZoneout, kRecurrentDropout, kWeightDrop };

@@ -27,10 +27,10 @@ BPTT_INLINE WideRaw multiply_low(WideRaw x, uint32_t by) {
 #endif
 }
 
-// All rounds of `philox` for half of the lanes, and its words 0 and 1. In the first round only
+// All rounds of `philox` for half of the lanes. In the first round only
 // counter 0 differs from lane to lane.
 BPTT_INLINE void philox_lanes(uint64_t seed, WideRaw c0, uint32_t c1, uint32_t c2, uint32_t c3,
-                              WideRaw (&words)[2]) {
+                              WideRaw (&words)[4]) {
   uint32_t k0 = static_cast<uint32_t>(seed), k1 = static_cast<uint32_t>(seed >> 32);
   const auto next_key = [&] {
     k0 += 0x9E3779B9;
@@ -57,19 +57,21 @@ BPTT_INLINE void philox_lanes(uint64_t seed, WideRaw c0, uint32_t c1, uint32_t c
   }
   words[0] = w0;
   words[1] = w1;
+  words[2] = w2;
+  words[3] = w3;
 }
 
-// Words 0 and 1 of `draw_at` for units from `unit` on.
+// The words of `draw_at` for units from `unit` on.
 BPTT_INLINE void draw_lanes(uint64_t seed, Draw what, int64_t unit, int64_t row, int64_t time,
-                            int64_t direction, WordRaw (&words)[2]) {
+                            int64_t direction, WordRaw (&words)[4]) {
   const uint32_t kind = static_cast<uint32_t>(4 * direction) + static_cast<uint32_t>(what);
-  WideRaw even, halves[2][2];
+  WideRaw even, halves[2][4];
   for (int lane = 0; lane < kWordLanes / 2; ++lane) even[lane] = uint32_t(unit + 2 * lane);
   for (int odd = 0; odd < 2; ++odd) {
     philox_lanes(seed, even + uint64_t(odd), static_cast<uint32_t>(row),
                  static_cast<uint32_t>(time), kind, halves[odd]);
   }
-  for (int k = 0; k < 2; ++k) {
+  for (int k = 0; k < 4; ++k) {
     words[k] = reinterpret_cast<WordRaw>((halves[0][k] & 0xFFFFFFFF) | halves[1][k] << 32);
   }
 }

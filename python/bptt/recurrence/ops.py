@@ -89,7 +89,8 @@ def recurrence(
         flops.register()
     custom = CELLS[cell].custom
     if custom is not None and w_hh.device.type == "cpu":
-        prepare_custom(cell)
+        if dispatch.forced_backend() in (dispatch.AUTO, "cpu"):
+            prepare_custom(cell)
     composite, functorch = transforms_at_work()
     lazily = torch.is_grad_enabled() and not functorch and composite is None and norms is None
     if rows is not None and x is not None and not lazily:

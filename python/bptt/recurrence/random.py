@@ -52,8 +52,8 @@ def draw(seed: Tensor, kind: int, rows: int, units: int, time: int, direction: i
 
     Args:
         seed: int64 `[1]`.
-        kind: ZONEOUT (words 0 and 1: the hidden state, the cell states), RECURRENT_DROPOUT (word
-            0, at time step 0 for all steps) or WEIGHT_DROP (word 0; rows and units of w_hh).
+        kind: RECURRENT_DROPOUT (word 0, at time step 0 for all steps) or WEIGHT_DROP (word 0; rows
+            and units of w_hh).
     """
     row = torch.arange(rows, device=seed.device).unsqueeze(1)
     unit = torch.arange(units, device=seed.device)
@@ -92,16 +92,23 @@ def kept_by_torch(
     return torch.stack(masks).to(dtype) * scale
 
 
+def zoneout_words(
+    seed: Tensor, row: Tensor, unit: Tensor, time: Tensor | int, direction: Tensor | int
+) -> list[Tensor]:
+    """The words for the hidden state, and for all cell states together, at places that broadcast.
+
+    Two rows share a draw: the even one has its first two words, the odd one the others.
+    """
+    words = philox(seed, (unit, row // 2, time, _DRAWS * direction + ZONEOUT))
+    even = row % 2 == 0
+    return [torch.where(even, words[k], words[2 + k]) for k in range(2)]
+
+
 def zoneout(seed: Tensor, probability: float, shape: Sequence[int]) -> Tensor:
     """Which hidden states `[T, B, D, R]` stay what they were."""
     time, row, direction, unit = (torch.arange(size, device=seed.device) for size in shape)
-    counters = (
-        unit,
-        row[:, None, None],
-        time[:, None, None, None],
-        _DRAWS * direction[:, None] + ZONEOUT,
-    )
-    return happens(philox(seed, counters)[0], probability)
+    places = (row[:, None, None], unit, time[:, None, None, None], direction[:, None])
+    return happens(zoneout_words(seed, *places)[0], probability)
 
 
 def happens(words: Tensor, probability: float) -> Tensor:

@@ -197,9 +197,12 @@ class _Direction:
         shape = (self.direction + 1, self.batch, self.state)
         return random.kept_by_torch(self.seed, p, shape, like.dtype)[self.direction]
 
-    def _draw(self, kind: int, time: int) -> list[Tensor]:
+    def _zoneout_words(self, time: int) -> list[Tensor]:
         assert self.seed is not None
-        return random.draw(self.seed, kind, self.batch, self.hidden, time, self.direction)
+        row = torch.arange(self.batch, device=self.seed.device).unsqueeze(1)
+        unit = torch.arange(self.hidden, device=self.seed.device)
+        words = random.zoneout_words(self.seed, row, unit, time, self.direction)
+        return [word.expand(self.batch, self.hidden) for word in words]
 
     def step(self, t: int, gates_x: Tensor, before: States) -> States:
         """One step on `gates_x [B, G, H]`."""
@@ -256,7 +259,7 @@ class _Direction:
     def _zoned(self, t: int, before: States, after: States) -> States:
         control = self.control
         rates = (control.zoneout_h, *[control.zoneout_c] * (len(after) - 1))
-        words = self._draw(random.ZONEOUT, t) if control.sampled else []
+        words = self._zoneout_words(t) if control.sampled else []
         zoned = []
         for k, (p, old, new) in enumerate(zip(rates, before, after, strict=True)):
             if p == 0:

@@ -25,7 +25,7 @@ CPP = $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-all lint bench gpu build simulator check-archs wheel clean
+.PHONY: docs help demo test test-all lint bench gpu build simulator check-archs wheel clean
 
 help:  ## what there is
 	@sed -n 's/^\([a-z-]*\):.*  ## /\1\t/p' $(MAKEFILE_LIST) | expand -t 8
@@ -66,6 +66,9 @@ check-archs: build  ## CUDA kernels for every architecture: registers, spills
 	@$(BIN)/python setup.py --quiet build_kernels
 	$(BIN)/python benchmarks/resources.py
 
+docs: build $(STAMPS)/docs  ## the documentation site, in build/site
+	$(BIN)/python -m mkdocs build --strict --quiet
+
 wheel: $(STAMPS)/packages  ## a wheel in dist/, for every torch from 2.11 and Python from 3.10
 	rm -rf build/lib* build/bdist*
 	$(PIP) wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
@@ -91,6 +94,10 @@ $(STAMPS)/packages: $(TORCH_STAMP) requirements/dev.txt
 	$(BIN)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' \
 		> $(STAMPS)/constraints.txt
 	$(INSTALL) --quiet --constraint $(STAMPS)/constraints.txt --requirement requirements/dev.txt '$(TRITON)'
+	touch $@
+
+$(STAMPS)/docs: $(STAMPS)/packages pyproject.toml
+	$(INSTALL) --quiet --constraint $(STAMPS)/constraints.txt 'mkdocs-material>=9.5' 'mkdocstrings[python]>=0.27'
 	touch $@
 
 $(STAMPS)/editable: $(STAMPS)/packages setup.py pyproject.toml

@@ -10,6 +10,7 @@ import pytest
 import torch
 import typer
 
+import own_cells
 from bptt.tools.cli.app import app
 
 COURSE = Path(__file__).resolve().parent.parent / "docs" / "course"
@@ -20,24 +21,34 @@ def commands(page):
     return re.findall(r"^    (bptt .*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
 
 
+def code_of(page):
+    text = page.read_text(encoding="utf-8")
+    return "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+
+
+def checked_command(line):
+    """Raises where a command, an option or a value of it is not there."""
+    command, arguments = typer.main.get_command(app), shlex.split(line)[1:]
+    while hasattr(command, "resolve_command"):  # down to the subcommand
+        context = command.make_context("bptt", list(arguments), resilient_parsing=True)
+        _, command, arguments = command.resolve_command(context, arguments)
+    command.make_context("bptt", list(arguments))  # its options are known, their values good
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_code_runs(page):
-    text = page.read_text(encoding="utf-8")
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
+    code = code_of(page)
     assert code.count("assert") >= 2
     torch.manual_seed(0)
-    exec(compile(code, page.name, "exec"), {"__name__": page.stem})
+    with own_cells.known_cells_as_before():
+        exec(compile(code, page.name, "exec"), {"__name__": page.stem})
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_ends_with_a_command_that_is_there(page):
     assert page.read_text(encoding="utf-8").rstrip().splitlines()[-1].startswith("    bptt ")
     for line in commands(page):
-        command, arguments = typer.main.get_command(app), shlex.split(line)[1:]
-        while hasattr(command, "resolve_command"):  # down to the subcommand
-            context = command.make_context("bptt", list(arguments), resilient_parsing=True)
-            _, command, arguments = command.resolve_command(context, arguments)
-        command.make_context("bptt", list(arguments))  # its options are known, their values good
+        checked_command(line)
 
 
 @pytest.mark.parametrize("page", [*PAGES, COURSE / "README.md"], ids=lambda page: page.stem)

@@ -159,8 +159,8 @@ def gru(
         weights: see the module's description.
         reset_after: whether the reset gate acts after the recurrent product, as in torch.nn and
             cuDNN (linear_before_reset=1 in ONNX), or before it, as in the paper.
-        bias, num_layers, dropout, training, bidirectional, batch_first, merge_mode, lengths,
-            resets, recompute, grad_norms, options: as in `rnn`.
+        bias, num_layers, dropout: as in `rnn`, and so are training, bidirectional, batch_first,
+            merge_mode, lengths, resets, recompute, grad_norms and options.
 
     Returns:
         The output (`[T, B, D*H]`, laid out as the input; a PackedSequence for one; a pair with
@@ -224,8 +224,8 @@ def lstm(
         proj_size: R, the size to which the hidden state is projected; 0 for none.
         peephole: whether `weights` hold the peepholes p_i, p_f, p_o as one vector `[3*H]`. They act
             on the cell state, so they go together with a projection.
-        bias, num_layers, dropout, training, bidirectional, batch_first, merge_mode, lengths,
-            resets, recompute, grad_norms, options: as in `rnn`.
+        bias, num_layers, dropout: as in `rnn`, and so are training, bidirectional, batch_first,
+            merge_mode, lengths, resets, recompute, grad_norms and options.
         return_cells: whether all cell states are returned, too.
 
     Returns:

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._decomp import core_aten_decompositions
+from torch._decomp import decomposition_table
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -32,7 +32,7 @@ _SAME = {
     "lt": "less", "le": "less_equal", "eq": "equal", "where": "where",
 }  # fmt: skip
 _AS_THEY_ARE = (
-    "alias", "clone", "detach", "lift_fresh_copy", "lift_fresh", "positive",
+    "alias", "clone", "detach", "expand", "lift_fresh_copy", "lift_fresh", "positive",
 )  # fmt: skip
 _REDUCTION, _PRODUCT, _DRAW = "a reduction", "a product of matrices", "a random number"
 _READ, _BRANCH, _IN_PLACE = "a number read out of a tensor", "a branch", "a change in place"
@@ -97,13 +97,14 @@ def trace(
         into_gates = (tuple(copies[0]), tuple(copies[1]))[: 2 if products else 1]
         answer = recorder.call(function, *into_gates, *copies[2], **own_weights)
         after = _as_states(name, answer, states)
-        recorder.code = None
-        inputs = [*gates_x, *gates_h, *before, *own]
-        pairs = [(s, d) for s, d in zip(after, gradients, strict=True) if s.requires_grad]
-        made: Sequence[Tensor | None] = [None] * len(inputs)
-        if pairs:
-            outputs, into = zip(*pairs, strict=True)
-            made = torch.autograd.grad(outputs, inputs, into, allow_unused=True)
+    recorder.code = None
+    inputs = [*gates_x, *gates_h, *before, *own]
+    made: Sequence[Tensor | None] = [None] * len(inputs)
+    # A sum, as torch.autograd.grad imports sympy where it is given the gradients of its outputs.
+    total: Any = sum((s * d).sum() for s, d in zip(after, gradients, strict=True))
+    if total.requires_grad:
+        with recorder:
+            made = torch.autograd.grad(total, inputs, allow_unused=True)
     program, values = recorder.made, recorder.value
     program.states = [values(s) for s in after]
     all_ = iter([program.constant(0) if g is None else values(g) for g in made])
@@ -357,7 +358,34 @@ def _gelu(recorder: _Recorder, arguments: dict[str, Any]) -> int:
     return add("mul", add("mul", x, constant(0.5)), add("add", constant(1), half))
 
 
+# The gradients that most cells have; torch's own decompositions of them import sympy, too.
+
+
+def _sigmoid_backward(recorder: _Recorder, arguments: dict[str, Any]) -> int:
+    add, one = recorder.made.add, recorder.made.constant(1)
+    y = recorder.value(arguments["output"])
+    slope = add("mul", y, add("sub", one, y))
+    return add("mul", recorder.value(arguments["grad_output"]), slope)
+
+
+def _tanh_backward(recorder: _Recorder, arguments: dict[str, Any]) -> int:
+    add, one = recorder.made.add, recorder.made.constant(1)
+    y = recorder.value(arguments["output"])
+    slope = add("sub", one, add("mul", y, y))
+    return add("mul", recorder.value(arguments["grad_output"]), slope)
+
+
+def _threshold_backward(recorder: _Recorder, arguments: dict[str, Any]) -> int:
+    add, x = recorder.made.add, recorder.value(arguments["self"])
+    off = add("less_equal", x, recorder.value(arguments["threshold"]))
+    grad = recorder.value(arguments["grad_output"])
+    return add("where", off, recorder.made.constant(0), grad)
+
+
 _BUILDERS: dict[str, Callable[[_Recorder, dict[str, Any]], int]] = {
+    "sigmoid_backward": _sigmoid_backward,
+    "tanh_backward": _tanh_backward,
+    "threshold_backward": _threshold_backward,
     "add": _add,
     "sub": _sub,
     "rsub": lambda recorder, a: _sub(recorder, {**a, "self": a["other"], "other": a["self"]}),
@@ -387,5 +415,5 @@ _BUILDERS: dict[str, Callable[[_Recorder, dict[str, Any]], int]] = {
     "_to_copy": _to_copy,
     "copy": lambda recorder, a: recorder.value(a["src"]),
 }
-_TABLE = core_aten_decompositions()
+_TABLE = decomposition_table  # torch's list of core operations is longer, and imports sympy
 _KNOWN = {*_SAME, *_AS_THEY_ARE, *_BUILDERS}

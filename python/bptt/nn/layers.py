@@ -28,8 +28,8 @@ class RNN(RecurrentLayer):
     Equations, shapes and sources: `bptt.functional.rnn`.
 
     Args:
-        input_size, hidden_size, num_layers, nonlinearity, bias, batch_first, dropout,
-            bidirectional, device, dtype: as in torch.nn. `nonlinearity` may also be "sigmoid".
+        input_size, hidden_size, num_layers: as in torch.nn, and so are bias, batch_first, dropout,
+            bidirectional, device, dtype and nonlinearity, which may also be "sigmoid".
         merge_mode: what becomes of the outputs of two directions: "concat" (torch.nn's way), "sum",
             "mul", "ave" in every layer, or None for a pair (forward, backward) as the output.
         recompute: whether the backward pass rebuilds the gates instead of keeping them: less memory
@@ -139,8 +139,8 @@ class GRU(RecurrentLayer):
     Equations, shapes and sources: `bptt.functional.gru`. Gate order r, z, n.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as in torch.nn.
+        input_size, hidden_size, num_layers: as in torch.nn, and so are bias, batch_first, dropout,
+            bidirectional, device and dtype.
         reset_after: whether the reset gate acts after the recurrent product (torch.nn's way) or
             before it (the paper's).
         merge_mode, recompute, learn_initial_state, options: as in `RNN`.
@@ -220,8 +220,8 @@ class LSTM(RecurrentLayer):
     Equations, shapes and sources: `bptt.functional.lstm`. Gate order i, f, g, o.
 
     Args:
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size,
-            device, dtype: as in torch.nn.
+        input_size, hidden_size, num_layers: as in torch.nn, and so are bias, batch_first, dropout,
+            bidirectional, proj_size, device and dtype.
         peephole: whether the gates see the cell state (Gers and Schmidhuber 2000), through the
             parameters `weight_peephole_l{k}` and `weight_peephole_l{k}_reverse` of shape `[3*H]`,
             in the order i, f, o.

@@ -129,7 +129,7 @@ class SRU(LibraryLayer):
 
     Args, Forward: as in `LSTM`, without proj_size and peephole, and as in `MinGRU`.
 
-    Parameters: `weight_ih_l{k}` `[4*H, I]` in the order n, f, r, x; `bias_ih_l{k}`, of which those
+    Weights: `weight_ih_l{k}` `[4*H, I]` in the order n, f, r, x; `bias_ih_l{k}`, of which those
         of n and x are kept at zero by the authors, and may be learnt here; `weight_unit_l{k}`
         `[2*H]`, v_f and v_r. Drawn as in the authors' code: W of variance 1 / I, half of that for
         f and r, v of variance 1/2, biases zero.

@@ -21,8 +21,8 @@ class Recurrent(RecurrentLayer):
 
     Args:
         cell: the cell.
-        input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, device,
-            dtype: as in torch.nn.
+        input_size, hidden_size, num_layers: as in torch.nn, and so are bias, batch_first, dropout,
+            bidirectional, device and dtype.
         merge_mode, recompute, learn_initial_state, options: as in `bptt.RNN`. Activations, bounds
             and normalisations of a state stand in the cell itself: gate_activation, activation,
             cell_clip and layer_norm are refused.
@@ -30,7 +30,7 @@ class Recurrent(RecurrentLayer):
     Forward: as in `bptt.RNN`; where the cell has several states, hx is a tuple of them,
         `[L*D, B, H]` each, the hidden state first, and so are the final states.
 
-    Parameters: under the names of `bptt.LSTM`, with G*H rows; `weight_unit_l{k}` `[U*H]` holds the
+    Weights: under the names of `bptt.LSTM`, with G*H rows; `weight_unit_l{k}` `[U*H]` holds the
         cell's unit weights, in the order of its keywords. All are drawn as torch.nn draws them.
 
     Raises:

@@ -87,10 +87,9 @@ def recurrence(
     """
     if not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() > 0:
         flops.register()
-    custom = CELLS[cell].custom
-    if custom is not None and w_hh.device.type == "cpu":
-        if dispatch.forced_backend() in (dispatch.AUTO, "cpu"):
-            prepare_custom(cell)
+    custom, forced = CELLS[cell].custom, dispatch.forced_backend()
+    if custom is not None and w_hh.device.type == "cpu" and forced in (dispatch.AUTO, "cpu"):
+        prepare_custom(cell)
     composite, functorch = transforms_at_work()
     lazily = torch.is_grad_enabled() and not functorch and composite is None and norms is None
     if rows is not None and x is not None and not lazily:

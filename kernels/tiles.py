@@ -133,7 +133,9 @@ def own_weights(w_unit, CELL: tl.constexpr):
     """The unit weights that the cell itself reads, and not its loop."""
     weights = ()
     if not CELL.normalized:
-        for k in tl.static_range(CELL.own, CELL.unit_weights):
+        FIRST: tl.constexpr = CELL.own
+        ALL: tl.constexpr = CELL.unit_weights
+        for k in tl.static_range(FIRST, ALL):
             weights = weights + (w_unit[k],)
     return weights
 

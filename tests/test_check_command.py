@@ -43,6 +43,7 @@ def test_the_quick_set_passes():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_full_set_passes_on_the_fused_kernels():
     result = invoke("--full", "--backend", "cpu", "--dtype", "float32", "--device", "cpu")
     assert result.exit_code == 0, result.output

@@ -8,7 +8,9 @@ import types
 from pathlib import Path
 
 import pytest
+import yaml
 
+import bptt
 import own_cells
 from bptt.tools.bench.problems import grid
 from bptt.tools.bench.results import Result
@@ -122,3 +124,8 @@ def test_tables_of_the_speed_section(report):
     assert "| RNN | 3.00 | 3.00 | 3.00 | 3.00 |" in report.means_table(result)
     rows = report.rows_of(result, directions=1, which="step")
     assert len(rows) == 15 and report.short_table(rows).count("| LSTM | 1.0 | 1.0 | 1.50 |") == 5
+
+
+def test_a_citation_is_of_this_version():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert citation["version"] == bptt.__version__

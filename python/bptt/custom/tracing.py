@@ -19,21 +19,11 @@ from torch._decomp import decomposition_table
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .operations import AS_THEY_ARE, BUILDERS, SAME
 from .program import GATES_H, GATES_X, GRADIENT, PREVIOUS, WEIGHT, CellError, Program
 
 _UNITS = 3  # of the tensors that a function is traced on
 
-_SAME = {
-    "neg": "neg", "exp": "exp", "log": "log", "log1p": "log1p", "expm1": "expm1", "tanh": "tanh",
-    "sigmoid": "sigmoid", "abs": "abs", "sqrt": "sqrt", "erf": "erf", "sin": "sin", "cos": "cos",
-    "mul": "mul", "maximum": "maximum", "minimum": "minimum", "pow": "pow",
-    "logical_and": "and", "logical_or": "or", "logical_not": "not",
-    "bitwise_and": "and", "bitwise_or": "or", "bitwise_not": "not",
-    "lt": "less", "le": "less_equal", "eq": "equal", "where": "where",
-}  # fmt: skip
-_AS_THEY_ARE = (
-    "alias", "clone", "detach", "expand", "lift_fresh_copy", "lift_fresh", "positive",
-)  # fmt: skip
 _REDUCTION, _PRODUCT, _DRAW = "a reduction", "a product of matrices", "a random number"
 _READ, _BRANCH, _IN_PLACE = "a number read out of a tensor", "a branch", "a change in place"
 _ADVICE = {
@@ -214,12 +204,12 @@ class _Recorder(TorchDispatchMode):
         return {a.name: given.get(a.name, a.default_value) for a in func._schema.arguments}
 
     def _value_of(self, operation: str, arguments: dict[str, Any]) -> int:
-        if operation in _BUILDERS:
-            return _BUILDERS[operation](self, arguments)
+        if operation in BUILDERS:
+            return BUILDERS[operation](self, arguments)
         operands = list(arguments.values())
-        if operation in _AS_THEY_ARE:
+        if operation in AS_THEY_ARE:
             return self.value(operands[0])
-        return self.made.add(_SAME[operation], *map(self.value, operands))
+        return self.made.add(SAME[operation], *map(self.value, operands))
 
     def _refuse(self, what: str | None, operation: str) -> None:
         if what is not None:
@@ -240,180 +230,5 @@ class _Recorder(TorchDispatchMode):
         return f", line {frame.f_lineno} ({source})"
 
 
-def _scaled(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    """The second operand of add and sub, times alpha."""
-    value = recorder.value(arguments["other"])
-    alpha = arguments.get("alpha", 1)
-    return value if alpha == 1 else recorder.made.add("mul", value, recorder.value(alpha))
-
-
-def _add(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    return recorder.made.add("add", recorder.value(arguments["self"]), _scaled(recorder, arguments))
-
-
-def _sub(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    return recorder.made.add("sub", recorder.value(arguments["self"]), _scaled(recorder, arguments))
-
-
-def _div(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    if arguments.get("rounding_mode") is not None:
-        raise CellError(f"{recorder.name}: a step cannot have a division that rounds")
-    return recorder.made.add(
-        "div", recorder.value(arguments["self"]), recorder.value(arguments["other"])
-    )
-
-
-def _swapped(op: str) -> Callable[[_Recorder, dict[str, Any]], int]:
-    def build(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-        a, b = recorder.value(arguments["self"]), recorder.value(arguments["other"])
-        return recorder.made.add(op, b, a)
-
-    return build
-
-
-def _ne(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    a, b = recorder.value(arguments["self"]), recorder.value(arguments["other"])
-    return recorder.made.add("not", recorder.made.add("equal", a, b))
-
-
-def _clamp(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    value = recorder.value(arguments["self"])
-    for op, bound in (("maximum", arguments.get("min")), ("minimum", arguments.get("max"))):
-        if bound is not None:
-            value = recorder.made.add(op, value, recorder.value(bound))
-    return value
-
-
-def _relu(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    return recorder.made.add(
-        "maximum", recorder.value(arguments["self"]), recorder.made.constant(0)
-    )
-
-
-def _filled(value: float | None, name: str = "") -> Callable[[_Recorder, dict[str, Any]], int]:
-    def build(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-        return recorder.made.constant(arguments[name] if value is None else value)
-
-    return build
-
-
-def _over(constant: float, op: str) -> Callable[[_Recorder, dict[str, Any]], int]:
-    """constant / op(x), or constant / x."""
-
-    def build(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-        value = recorder.value(arguments["self"])
-        value = recorder.made.add(op, value) if op else value
-        return recorder.made.add("div", recorder.made.constant(constant), value)
-
-    return build
-
-
-def _sign(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    add, x, zero = recorder.made.add, recorder.value(arguments["self"]), recorder.made.constant(0)
-    return add("sub", add("less", zero, x), add("less", x, zero))
-
-
-def _isnan(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    x = recorder.value(arguments["self"])
-    return recorder.made.add("not", recorder.made.add("equal", x, x))
-
-
-def _hardtanh(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    bounds = {"min": arguments["min_val"], "max": arguments["max_val"]}
-    return _clamp(recorder, {"self": arguments["self"], **bounds})
-
-
-def _to_copy(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    add, x, dtype = recorder.made.add, recorder.value(arguments["self"]), arguments["dtype"]
-    if dtype == torch.bool:
-        return add("not", add("equal", x, recorder.made.constant(0)))
-    if dtype is not None and not dtype.is_floating_point:
-        raise CellError(f"{recorder.name}: a step computes in floating point, not in {dtype}")
-    return x
-
-
-def _leaky(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    add, x = recorder.made.add, recorder.value(arguments["self"])
-    slope = recorder.value(arguments["negative_slope"])
-    return add("where", add("less", recorder.made.constant(0), x), x, add("mul", x, slope))
-
-
-def _elu(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    add, x = recorder.made.add, recorder.value(arguments["self"])
-    alpha, scale, inner = (recorder.value(arguments[n]) for n in ("alpha", "scale", "input_scale"))
-    below = add("mul", add("mul", alpha, scale), add("expm1", add("mul", x, inner)))
-    positive = add("less", recorder.made.constant(0), x)
-    return add("where", positive, add("mul", x, scale), below)
-
-
-def _gelu(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    made, x = recorder.made, recorder.value(arguments["self"])
-    add, constant = made.add, made.constant
-    if arguments["approximate"] == "tanh":
-        cube = add("mul", constant(0.044715), add("pow", x, constant(3)))
-        inner = add("mul", constant((2 / torch.pi) ** 0.5), add("add", x, cube))
-        half = add("tanh", inner)
-    else:
-        half = add("erf", add("mul", x, constant(0.5**0.5)))
-    return add("mul", add("mul", x, constant(0.5)), add("add", constant(1), half))
-
-
-# The gradients that most cells have; torch's own decompositions of them import sympy, too.
-
-
-def _sigmoid_backward(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    add, one = recorder.made.add, recorder.made.constant(1)
-    y = recorder.value(arguments["output"])
-    slope = add("mul", y, add("sub", one, y))
-    return add("mul", recorder.value(arguments["grad_output"]), slope)
-
-
-def _tanh_backward(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    add, one = recorder.made.add, recorder.made.constant(1)
-    y = recorder.value(arguments["output"])
-    slope = add("sub", one, add("mul", y, y))
-    return add("mul", recorder.value(arguments["grad_output"]), slope)
-
-
-def _threshold_backward(recorder: _Recorder, arguments: dict[str, Any]) -> int:
-    add, x = recorder.made.add, recorder.value(arguments["self"])
-    off = add("less_equal", x, recorder.value(arguments["threshold"]))
-    grad = recorder.value(arguments["grad_output"])
-    return add("where", off, recorder.made.constant(0), grad)
-
-
-_BUILDERS: dict[str, Callable[[_Recorder, dict[str, Any]], int]] = {
-    "sigmoid_backward": _sigmoid_backward,
-    "tanh_backward": _tanh_backward,
-    "threshold_backward": _threshold_backward,
-    "add": _add,
-    "sub": _sub,
-    "rsub": lambda recorder, a: _sub(recorder, {**a, "self": a["other"], "other": a["self"]}),
-    "div": _div,
-    "gt": _swapped("less"),
-    "ge": _swapped("less_equal"),
-    "ne": _ne,
-    "clamp": _clamp,
-    "clamp_min": _clamp,
-    "clamp_max": _clamp,
-    "relu": _relu,
-    "zeros_like": _filled(0),
-    "ones_like": _filled(1),
-    "zeros": _filled(0),
-    "ones": _filled(1),
-    "full": _filled(None, "fill_value"),
-    "full_like": _filled(None, "fill_value"),
-    "scalar_tensor": _filled(None, "s"),
-    "rsqrt": _over(1, "sqrt"),
-    "reciprocal": _over(1, ""),
-    "sign": _sign,
-    "isnan": _isnan,
-    "hardtanh": _hardtanh,
-    "leaky_relu": _leaky,
-    "elu": _elu,
-    "gelu": _gelu,
-    "_to_copy": _to_copy,
-    "copy": lambda recorder, a: recorder.value(a["src"]),
-}
 _TABLE = decomposition_table  # torch's list of core operations is longer, and imports sympy
-_KNOWN = {*_SAME, *_AS_THEY_ARE, *_BUILDERS}
+_KNOWN = {*SAME, *AS_THEY_ARE, *BUILDERS}

@@ -73,7 +73,7 @@ def calls(cell: str, shape: tuple[int, int, int]) -> dict[str, tuple[Callable[[]
 def rows(name: str, shape: tuple[int, int, int], seconds: float) -> list[dict[str, Any]]:
     cell = name if name in CELLS else cell_named(name).name
     if CELLS[cell].custom is not None:
-        ops.prepare_custom(cell)
+        ops.prepare_custom(cell, "float32")
     found = []
     for way, (call, moved) in calls(cell, shape).items():
         source = torch.randn(moved // 8)  # each is read and written

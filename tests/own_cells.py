@@ -51,11 +51,6 @@ def diagonal_lstm(gates_x, gates_h, h, c, *, peep):
     return torch.sigmoid(o + peep * c) * c, c
 
 
-def min_gru(gates_x, h):
-    z = torch.sigmoid(gates_x[0])
-    return (1 - z) * h + z * gates_x[1]
-
-
 def simple_recurrent_unit(gates_x, h, c, *, v_f, v_r):
     """Lei et al. 2018, with a projection as the highway's input."""
     f, r = torch.sigmoid(gates_x[0] + v_f * c), torch.sigmoid(gates_x[1] + v_r * c)
@@ -69,7 +64,6 @@ CELLS_OF_OURS = {
     "lstm_peephole": (4, lstm_peephole, "dense"),
     "zoo": (2, zoo, "dense"),
     "diagonal_lstm": (3, diagonal_lstm, "diagonal"),
-    "min_gru": (2, min_gru, "none"),
     "simple_recurrent_unit": (4, simple_recurrent_unit, "none"),
 }
 

@@ -133,9 +133,9 @@ def test_products():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("min_gru", {"recurrent_dropout": 0.1}),
-        ("min_gru", {"weight_drop": 0.1}),
-        ("min_gru", {"num_heads": 2}),
+        ("simple_recurrent_unit", {"recurrent_dropout": 0.1}),
+        ("simple_recurrent_unit", {"weight_drop": 0.1}),
+        ("simple_recurrent_unit", {"num_heads": 2}),
         ("diagonal_lstm", {"num_heads": 2}),
     ],
 )

@@ -116,7 +116,7 @@ def test_equations(name):
     check_equations(name, "reference")
 
 
-FEW = ("SRU", "DiagonalGRU")  # each is compiled
+FEW = ("SRU", "DiagonalGRU")  # others are like these
 MORE = [pytest.param(name, marks=pytest.mark.exhaustive) for name in LAYERS if name not in FEW]
 
 

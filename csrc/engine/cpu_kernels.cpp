@@ -20,7 +20,9 @@ namespace {
 
 template <class Params>
 const CpuLoops& loops_for(const Params& p) {
-  if (p.sizes.cell >= CellKind::kCustom) return custom_loops(p.sizes.cell, p.in.control.on);
+  if (p.sizes.cell >= CellKind::kCustom) {
+    return *custom_loops(p.sizes.cell, p.sizes.dtype, p.in.control.on);
+  }
   return is_controlled(p.sizes, p.in.control) ? BPTT_ISA::controlled_loops : Loops<false>::table;
 }
 

@@ -120,6 +120,9 @@ Options checked_options(const Problem& p, const Tensor& w_hh, const MaybeTensor&
     o.seed = *seed;
   }
   o.control = control_of(p.op, p.cell, control, data(o.seed));
+  STD_TORCH_CHECK(p.cell.kind < CellKind::kCustom ||
+                      custom_loops(p.cell.kind, s.dtype, o.control.on) != nullptr,
+                  p.op, ": cell ", p.cell.name, " was not compiled for this dtype and control");
   return o;
 }
 

@@ -84,7 +84,7 @@ def explain(layer: nn.Module, input: Tensor | PackedSequence) -> Explanation:
     if not isinstance(layer, nn.RNNBase):
         return _explain_cell(cell)
     if x.device.type == "cpu" and CELLS[cell].custom is not None:
-        prepare_custom(cell)
+        prepare_custom(cell, str(x.dtype).removeprefix("torch."))
     by_steps = isinstance(input, PackedSequence) and not layer.proj_size
     dtype = autocast.layer_dtype(cell, x, None, by_steps) or x.dtype
     reverse = (False, True)[: 2 if layer.bidirectional else 1]

@@ -100,33 +100,16 @@ struct CustomStruct {{
 }}  // namespace bptt
 """
 
-_PLAIN = """\
+_PIECE = """\
 #include "cell.inc"
 
 #include "engine/custom_cell.h"
-
-namespace bptt {
-const CpuLoops custom_plain_loops = LoopsOf<CustomStruct, false>::table;
-}  // namespace bptt
 
 extern "C" __attribute__((visibility("default"))) const bptt::CustomCell* bptt_custom_cell() {
-  using bptt::CellKind, bptt::CustomStruct;
-  static const bptt::CustomCell cell{
-      bptt::kCustomAbi, bptt::traits_of<CustomStruct>(NAME, CellKind::kCustom),
-      &bptt::custom_plain_loops, &bptt::custom_controlled_loops};
-  return &cell;
+  return bptt::custom_cell<bptt::CustomStruct, STORAGE, CONTROLLED>(NAME);
 }
 """
-_CONTROLLED = """\
-#include "cell.inc"
-
-#include "engine/custom_cell.h"
-
-namespace bptt {
-const CpuLoops custom_controlled_loops = LoopsOf<CustomStruct, true>::table;
-}  // namespace bptt
-"""
-SOURCES = ("cell.inc", "plain.cpp", "controlled.cpp")
+_STORAGE = {"float32": "float", "float64": "double", "bfloat16": "bptt::BFloat16"}
 # Of the engine, besides what headers hold.
 ENGINE_SOURCES = ("engine/team.cpp", "engine/plan.cpp")
 
@@ -176,10 +159,15 @@ def struct(name: str, program: Program, kept: list[int], reads_hidden: bool, pro
     )
 
 
-def sources(name: str, text: str) -> dict[str, str]:
-    """The files of a cell's library; `name` is what the engine knows it by."""
-    return {
-        "cell.inc": text,
-        "plain.cpp": _PLAIN.replace("NAME", json.dumps(name)),
-        "controlled.cpp": _CONTROLLED,
-    }
+def sources(name: str, text: str, dtype: str, controlled: bool) -> dict[str, str]:
+    """The files of a library: a cell's loops for one dtype, with a `Control` or without.
+
+    Args:
+        name: what the engine knows the cell by.
+        text: its struct.
+        dtype: "float32", "float64" or "bfloat16".
+        controlled: whether the loops do more than run the cell.
+    """
+    piece = _PIECE.replace("NAME", json.dumps(name)).replace("STORAGE", _STORAGE[dtype])
+    piece = piece.replace("CONTROLLED", "true" if controlled else "false")
+    return {"cell.inc": text, "piece.cpp": piece}

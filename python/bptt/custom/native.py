@@ -23,49 +23,59 @@ from pathlib import Path
 
 import torch
 
-from .cpp import ENGINE_SOURCES, SOURCES
+from .cpp import ENGINE_SOURCES, sources
 from .generated import alone, cache_folder
 
 _loading = threading.Lock()
-_loaded: dict[str, str] = {}  # cells by name: why it could not be made, or "" where it is there
+# Loops of cells, by name, dtype and whether they are controlled: why they could not be made, or ""
+# where they are there.
+_loaded: dict[tuple[str, str, bool], str] = {}
+DTYPES = ("float32", "float64", "bfloat16")
 
 
 def reason_against(name: str) -> str | None:
     """Why the cpu backend cannot run a cell, as far as is known; None where it can."""
-    known = _loaded.get(name)
-    if known is not None:
-        return known or None
-    return None if compiler() else _NO_COMPILER
+    known = [against for (cell, _, _), against in list(_loaded.items()) if cell == name]
+    for against in known:
+        if against:
+            return against
+    return None if known or compiler() else _NO_COMPILER
 
 
-def prepare(name: str, sources: dict[str, str]) -> bool:
-    """Make the cpu backend know a cell. The first time this takes as long as compiling it does.
+def prepare(name: str, text: str, dtype: str, controlled: bool) -> bool:
+    """Make the cpu backend know loops of a cell. The first time this takes as long as compiling.
 
     Where that fails, a warning says why, and `reason_against` does from then on.
 
     Args:
         name: what the engine knows the cell by.
-        sources: the files of its library, as `cpp.sources` writes them.
+        text: its struct, as `cpp.struct` writes it.
+        dtype: one of `DTYPES`.
+        controlled: whether the loops do more than run the cell.
     """
-    if name not in _loaded:
+    piece = (name, dtype, controlled)
+    if piece not in _loaded:
         with _loading:
-            if name not in _loaded:
-                _loaded[name] = _load(name, sources)
-                if _loaded[name]:
+            if piece not in _loaded:
+                told = reason_against(name) is not None and any(c == name for c, _, _ in _loaded)
+                _loaded[piece] = _load(*piece, text)
+                if _loaded[piece] and not told:
                     warnings.warn(
-                        f"bptt: {name} runs the reference loop, which is slow: {_loaded[name]}",
+                        f"bptt: {name} runs the reference loop, which is slow: {_loaded[piece]}",
                         RuntimeWarning,
                         stacklevel=2,
                     )
-    return not _loaded[name]
+    return not _loaded[piece]
 
 
-def _load(name: str, sources: dict[str, str]) -> str:
-    """Load a cell; returns why that cannot be, or ""."""
+def _load(name: str, dtype: str, controlled: bool, text: str) -> str:
+    """Load loops of a cell; returns why that cannot be, or ""."""
     if not compiler():
         return _NO_COMPILER
+    label = f"{name}-{dtype}{'-controlled' if controlled else ''}"
     try:
-        torch.ops.bptt.load_cell(str(library(name, sources)))
+        made = library(label, sources(name, text, dtype, controlled))
+        torch.ops.bptt.load_cell(str(made))
     except (OSError, RuntimeError) as error:
         return str(error)
     return ""
@@ -86,17 +96,20 @@ def compiler() -> str | None:
     return None
 
 
-def library(name: str, sources: dict[str, str]) -> Path:
-    """The path of a cell's library, compiled if no earlier process did.
+def library(name: str, files: dict[str, str]) -> Path:
+    """The path of a library, compiled if no earlier process did.
+
+    Args:
+        name: what its file is called.
+        files: its sources.
 
     Raises:
         RuntimeError: the compiler failed; the message has its first lines.
     """
     headers, flags = headers_folder(), compile_flags()
     command = [*shlex.split(compiler() or "c++"), *flags]
-    sources = {file: sources[file] for file in SOURCES}
     digest = hashlib.sha256(_fingerprint(headers).encode())
-    digest.update(json.dumps([command, _version(), sources]).encode())
+    digest.update(json.dumps([command, _version(), files]).encode())
     place = cache_folder() / f"{name}-{digest.hexdigest()[:16]}.so"
     if place.is_file():
         return place
@@ -106,17 +119,17 @@ def library(name: str, sources: dict[str, str]) -> Path:
         start = time.monotonic()
         print(f"bptt: compiling {name}, once for this machine ...", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=place.parent, prefix=f"{name}-") as folder:
-            made = _compile(Path(folder), sources, [*command, f"-I{headers}"], headers)
+            made = _compile(Path(folder), files, [*command, f"-I{headers}"], headers)
             os.replace(made, place)
     taken = time.monotonic() - start
     print(f"bptt: compiled {name} in {taken:.0f} s: {place}", file=sys.stderr, flush=True)
     return place
 
 
-def _compile(folder: Path, sources: dict[str, str], command: list[str], headers: Path) -> Path:
-    for file, text in sources.items():
+def _compile(folder: Path, files: dict[str, str], command: list[str], headers: Path) -> Path:
+    for file, text in files.items():
         (folder / file).write_text(text, encoding="utf-8")
-    units = [folder / file for file in sources if file.endswith(".cpp")]
+    units = [folder / file for file in files if file.endswith(".cpp")]
     units += [headers / source for source in ENGINE_SOURCES]
     objects = [folder / f"{unit.stem}.o" for unit in units]
 

@@ -117,7 +117,7 @@ class UserCell:
             shared_gates=program.dgates_x == program.dgates_h,
             free=product == "none",
             custom={
-                **cpp.sources(self.name, text),
+                "struct.h": text,
                 "triton.py": triton_code.module(self.__name__, program, kept, reads_hidden),
             },
         )

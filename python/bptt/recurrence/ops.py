@@ -89,7 +89,7 @@ def recurrence(
         flops.register()
     custom, forced = CELLS[cell].custom, dispatch.forced_backend()
     if custom is not None and w_hh.device.type == "cpu" and forced in (dispatch.AUTO, "cpu"):
-        prepare_custom(cell)
+        prepare_custom(cell, _DTYPE_NAMES.get(w_hh.dtype, ""), control is not PLAIN)
     composite, functorch = transforms_at_work()
     lazily = torch.is_grad_enabled() and not functorch and composite is None and norms is None
     if rows is not None and x is not None and not lazily:
@@ -150,9 +150,20 @@ def recurrence(
     return Outputs(y, h_n, c_n, cells if lengths is None else zero_padding(cells, lengths))
 
 
-def prepare_custom(cell: str) -> bool:
-    """Compile a cell of `bptt.cell` for the cpu backend, where that was not done yet."""
-    return native.prepare(cell, CELLS[cell].custom or {})
+def prepare_custom(cell: str, dtype: str, control: bool = False) -> bool:
+    """Compile loops of a cell of `bptt.cell` for the cpu backend, where that was not done yet.
+
+    Args:
+        cell: its name.
+        dtype: "float32" and so on; there are none of others than the backend takes.
+        control: whether the loops may do more than run the cell.
+    """
+    text = (CELLS[cell].custom or {})["struct.h"]
+    kinds = (False, True) if control else (False,)
+    return dtype in native.DTYPES and all(native.prepare(cell, text, dtype, k) for k in kinds)
+
+
+_DTYPE_NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
 
 
 # Run, not traced: what torch.compiler.assume_constant_result says, which imports the compiler.

@@ -155,6 +155,70 @@ def _gelu(reader: Reader, arguments: dict[str, Any]) -> int:
     return add("mul", add("mul", x, constant(0.5)), add("add", constant(1), half))
 
 
+def _silu(reader: Reader, arguments: dict[str, Any]) -> int:
+    x = reader.value(arguments["self"])
+    return reader.made.add("mul", x, reader.made.add("sigmoid", x))
+
+
+def _silu_backward(reader: Reader, arguments: dict[str, Any]) -> int:
+    add, one, x = reader.made.add, reader.made.constant(1), reader.value(arguments["self"])
+    s = add("sigmoid", x)
+    slope = add("mul", s, add("add", one, add("mul", x, add("sub", one, s))))
+    return add("mul", reader.value(arguments["grad_output"]), slope)
+
+
+def _softplus(reader: Reader, arguments: dict[str, Any]) -> int:
+    add, x, beta = reader.made.add, reader.value(arguments["self"]), reader.value(arguments["beta"])
+    scaled = add("mul", x, beta)
+    linear = add("less", reader.value(arguments["threshold"]), scaled)
+    return add("where", linear, x, add("div", add("log1p", add("exp", scaled)), beta))
+
+
+def _softplus_backward(reader: Reader, arguments: dict[str, Any]) -> int:
+    add, x, grad = reader.made.add, reader.value(arguments["self"]), arguments["grad_output"]
+    scaled = add("mul", x, reader.value(arguments["beta"]))
+    linear = add("less", reader.value(arguments["threshold"]), scaled)
+    slope = add("where", linear, reader.made.constant(1), add("sigmoid", scaled))
+    return add("mul", reader.value(grad), slope)
+
+
+def _below_zero(reader: Reader, x: int) -> int:
+    """exp(-|x|), which never overflows."""
+    return reader.made.add("exp", reader.made.add("neg", reader.made.add("abs", x)))
+
+
+def _log_sigmoid(reader: Reader, arguments: dict[str, Any]) -> int:
+    add, x = reader.made.add, reader.value(arguments["self"])
+    least = add("minimum", x, reader.made.constant(0))
+    return add("sub", least, add("log1p", _below_zero(reader, x)))
+
+
+def _log_sigmoid_backward(reader: Reader, arguments: dict[str, Any]) -> int:
+    add, x = reader.made.add, reader.value(arguments["self"])
+    slope = add("sigmoid", add("neg", x))
+    return add("mul", reader.value(arguments["grad_output"]), slope)
+
+
+def _gelu_backward(reader: Reader, arguments: dict[str, Any]) -> int:
+    made, x = reader.made, reader.value(arguments["self"])
+    add, constant = made.add, made.constant
+    one, half, square = constant(1), constant(0.5), add("mul", x, x)
+    if arguments["approximate"] == "tanh":
+        scale = constant((2 / torch.pi) ** 0.5)
+        cube = add("mul", constant(0.044715), add("mul", x, square))
+        t = add("tanh", add("mul", scale, add("add", x, cube)))
+        inner = add("add", one, add("mul", constant(3 * 0.044715), square))
+        rise = add("mul", add("mul", scale, inner), add("sub", one, add("mul", t, t)))
+        share = add("mul", half, add("add", one, t))
+        slope = add("add", share, add("mul", add("mul", half, x), rise))
+    else:
+        share = add("mul", half, add("add", one, add("erf", add("mul", x, constant(0.5**0.5)))))
+        bell = add("exp", add("mul", constant(-0.5), square))
+        density = add("mul", bell, constant((2 * torch.pi) ** -0.5))
+        slope = add("add", share, add("mul", x, density))
+    return add("mul", reader.value(arguments["grad_output"]), slope)
+
+
 # The gradients that most cells have; torch's own decompositions of them import sympy, too.
 
 
@@ -180,6 +244,13 @@ def _threshold_backward(reader: Reader, arguments: dict[str, Any]) -> int:
 
 
 BUILDERS: dict[str, Callable[[Reader, dict[str, Any]], int]] = {
+    "silu": _silu,
+    "silu_backward": _silu_backward,
+    "softplus": _softplus,
+    "softplus_backward": _softplus_backward,
+    "log_sigmoid_forward": _log_sigmoid,
+    "log_sigmoid_backward": _log_sigmoid_backward,
+    "gelu_backward": _gelu_backward,
     "sigmoid_backward": _sigmoid_backward,
     "tanh_backward": _tanh_backward,
     "threshold_backward": _threshold_backward,

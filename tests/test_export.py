@@ -1,6 +1,8 @@
 """Does torch.export keep the layers whole, for any number of steps and any batch, also on disk?"""
 
 import io
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -123,3 +125,30 @@ def test_a_forced_reference_exports_without_our_ops():
     assert fused_calls(program) == 0
     x = torch.randn(3, 9, I)
     torch.testing.assert_close(program.module()(x), layer(x))
+
+
+PACKAGE = """
+import sys
+import torch
+import bptt
+
+package, answers = sys.argv[1:]
+x, expected = torch.load(answers)
+torch.testing.assert_close(torch._inductor.aoti_load_package(package)(x)[0], expected)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+def test_a_package_of_aotinductor_runs_in_another_process(tmp_path):
+    layer, x = bptt.LSTM(4, 8).eval(), torch.randn(9, 3, 4)
+    with torch.no_grad():
+        program = torch.export.export(layer, (x,))
+        package = torch._inductor.aoti_compile_and_package(
+            program, package_path=str(tmp_path / "layer.pt2")
+        )
+        torch.save((x, layer(x)[0]), tmp_path / "answers.pt")
+    command = [sys.executable, "-c", PACKAGE, package, str(tmp_path / "answers.pt")]
+    subprocess.run(command, check=True)

@@ -337,7 +337,7 @@ def torch_link_flags() -> list[str]:
     return [f"-L{torch_folder() / 'lib'}", *libraries, "-ldl"]
 
 
-def add_library(file: NinjaFile, engine: list[Path], cuda: Cuda | None) -> Path:
+def add_library(file: NinjaFile, engine: list[Path], cuda: Cuda | None, in_place: bool) -> Path:
     """bptt._C. No run path: `import torch`, which comes first, has torch's libraries loaded."""
     flags = [*COMPILE, "-O2", *torch_flags()]
     module = [f"-DPy_LIMITED_API={PYTHON_ABI}", *python_flags()]
@@ -346,7 +346,9 @@ def add_library(file: NinjaFile, engine: list[Path], cuda: Cuda | None) -> Path:
         for source in sources("torch", ".cpp")
         if cuda is not None or source.name != "cuda.cpp"
     ]
-    return file.link("_C.so", [*objects, *engine], [*torch_link_flags(), *cuda_link_flags(cuda)])
+    small = [] if in_place else ["-Wl,--strip-all"]
+    flags = [*torch_link_flags(), *cuda_link_flags(cuda), *small]
+    return file.link("_C.so", [*objects, *engine], flags)
 
 
 def add_development_module(file: NinjaFile, engine: list[Path]) -> Path:
@@ -414,7 +416,7 @@ def write_commands(in_place: bool) -> dict[str, Path]:
         print(f"bptt: CUDA kernels left out: {reason}")
     engine = add_engine(file, in_place)
     kernels = add_kernels(file, cuda)
-    built = {"bptt._C": add_library(file, [*engine, *kernels], cuda)}
+    built = {"bptt._C": add_library(file, [*engine, *kernels], cuda, in_place)}
     try:
         built["bptt._dev"] = add_development_module(file, engine)
     except LeftOut as reason:
@@ -523,6 +525,7 @@ setup(
         "bptt.csrc",
     ],
     package_dir={"bptt": "python/bptt", "bptt.kernels": "kernels", "bptt.csrc": "csrc"},
+    include_package_data=False,  # else all of csrc, which is a source distribution's
     package_data={
         "bptt": ["py.typed", "*.pyi", "train/*.jinja"],
         # What cells of one's own are compiled with: python/bptt/custom/native.py.

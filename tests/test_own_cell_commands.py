@@ -59,10 +59,10 @@ def test_check_finds_a_derivative_that_is_none(tmp_path):
         ("cell", "a cell is named as file.py:name"),
     ],
 )
-def test_names_that_are_none(name, words):
+def test_names_that_are_none(name, words, tmp_path):
     assert words in refused("check", "--cell", name)
     if ":" in name:
-        assert words in refused("train", "lm", "--cell", name)
+        assert words in refused("train", "lm", "--run", tmp_path, "--cell", name)
 
 
 def test_a_file_that_fails(tmp_path):
@@ -88,5 +88,7 @@ def test_torch_nn_has_no_such_layer(tmp_path):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, that is the question. " * 60, encoding="utf-8")
     cell = f"{CELLS_FILE}:ugrnn"
-    told = refused("train", "lm", "--cell", cell, "--impl", "torch", "--data", text)
+    told = refused(
+        "train", "lm", "--run", tmp_path / "run", "--cell", cell, "--impl", "torch", "--data", text
+    )
     assert "impl must be bptt for a cell of your own" in told

@@ -146,7 +146,8 @@ def _compile(folder: Path, files: dict[str, str], command: list[str], headers: P
 def _run(command: list[str]) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        shown = [line for line in done.stderr.splitlines() if "error" in line][:3]
+        lines = done.stderr.splitlines()
+        shown = [line for line in lines if "error" in line][:3] or lines[-3:]
         raise RuntimeError(f"the compiler failed ({shlex.join(command[:1])}): {'; '.join(shown)}")
 
 

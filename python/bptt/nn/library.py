@@ -9,54 +9,19 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
-from typing_extensions import Unpack
 
 from ..custom.library import cell_named
-from ..options import OptionNames
-from .base import Device
 from .recurrent import Recurrent
 
 
 class LibraryLayer(Recurrent):
-    """A layer of a cell of the library; a subclass names it."""
+    """A layer of a cell of the library; a subclass names it. Its arguments are `Recurrent`'s."""
 
     _cell: ClassVar[str]
 
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = True,
-        batch_first: bool = False,
-        dropout: float = 0.0,
-        bidirectional: bool = False,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        merge_mode: str | None = "concat",
-        recompute: bool | str = False,
-        learn_initial_state: bool = False,
-        **options: Unpack[OptionNames],
-    ) -> None:
-        super().__init__(
-            cell_named(self._cell),
-            input_size,
-            hidden_size,
-            num_layers,
-            bias,
-            batch_first,
-            dropout,
-            bidirectional,
-            device,
-            dtype,
-            merge_mode=merge_mode,
-            recompute=recompute,
-            learn_initial_state=learn_initial_state,
-            **options,
-        )
+    def __init__(self, input_size: int, hidden_size: int, *args: Any, **options: Any) -> None:
+        super().__init__(cell_named(self._cell), input_size, hidden_size, *args, **options)
         self.mode = type(self).__name__
 
     def _kind_of(self, cell: Any) -> str:

@@ -155,7 +155,7 @@ class _Recorder(TorchDispatchMode):
         except Exception as error:
             frames = traceback.extract_tb(error.__traceback__)
             own = [f for f in frames if self.code and f.name == self.code.co_name]
-            where = f", line {own[-1].lineno} ({own[-1].line})" if own else ""
+            where = _place(own[-1].lineno, own[-1].line) if own else ""
             raise CellError(f"{self.name}{where}: {error}") from error
 
     def value(self, given: Any) -> int:
@@ -229,7 +229,12 @@ class _Recorder(TorchDispatchMode):
         if frame is None:
             return ""
         source = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-        return f", line {frame.f_lineno} ({source})"
+        return _place(frame.f_lineno, source)
+
+
+def _place(number: int | None, source: str | None) -> str:
+    """A line, with its text where there is a file to read it from."""
+    return f", line {number} ({source})" if source else f", line {number}"
 
 
 _TABLE = decomposition_table  # torch's list of core operations is longer, and imports sympy

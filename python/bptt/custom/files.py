@@ -27,7 +27,9 @@ def load_cell(text: str) -> UserCell:
     file, _, name = text.rpartition(":")
     path = Path(file)
     if not path.is_file():
-        raise CellError(f"{text}: there is no file {file!r}; a cell is named as file.py:name")
+        raise CellError(
+            f"{text}: there is no file {file or text!r}; a cell is named as file.py:name"
+        )
     module = _run(path.resolve())
     cell = getattr(module, name, None)
     if not isinstance(cell, UserCell):

@@ -288,6 +288,19 @@ def test_fewer_workers_never_need_more_lanes(cell, is_double, sizes, vector, thr
     assert with_fewer <= lanes
 
 
+@settings(max_examples=300)
+@given(
+    cell=st.sampled_from(ALL_CELLS),
+    sizes=st.tuples(*(st.integers(1, most) for most in (50, 100, 6, 300, 300, 300))),
+    threads=st.integers(1, 64),
+    fewer=st.integers(1, 64),
+)
+def test_fewer_workers_never_need_more_scratch(cell, sizes, threads, fewer):
+    # A smaller team may cut the batch where a larger one cuts the units, and project more at once.
+    most = _dev.forward_scratch(cell, list(sizes), threads)
+    assert _dev.forward_scratch(cell, list(sizes), min(fewer, threads)) <= most
+
+
 def test_small_problems_stay_on_one_thread_and_large_ones_use_all():
     assert _dev.plan("lstm", False, [10, 1, 2, 16, 16], 16, 8) == (1, 1, 1)
     lanes, rows, units = _dev.plan("lstm", False, [100, 64, 2, 512, 512], 16, 8)

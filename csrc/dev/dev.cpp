@@ -170,6 +170,16 @@ std::tuple<int, int, int> plan(const std::string& name, bool is_double,
   return {p.lanes, p.row_slices, p.unit_slices};
 }
 
+// Bytes of scratch memory of a forward pass with up to `threads` workers; sizes [T, B, D, H, R, I].
+int64_t forward_scratch(const std::string& name, const std::vector<int64_t>& sizes, int threads) {
+  const CellTraits* cell = find_cell(name.c_str());
+  if (cell == nullptr || sizes.size() != 6) throw std::invalid_argument("cell or sizes");
+  ForwardParams p{};
+  p.sizes = {Dtype::kFloat32, cell->kind, sizes[0], sizes[1],
+             sizes[2],        sizes[3],   sizes[4], sizes[5]};
+  return cpu_kernels()->forward_scratch(p, threads);
+}
+
 // --- the plan on a GPU --------------------------------------------------------------------------
 
 constexpr const char* kTiers[] = {"block", "cluster", "grid", "step"};
@@ -364,6 +374,7 @@ PYBIND11_MODULE(_dev, m) {
                     const std::vector<int>&>(),
            py::arg("cell"), py::arg("number"), py::arg("sizes"), py::arg("projected"),
            py::arg("backward"), py::arg("device"));
+  m.def("forward_scratch", &forward_scratch, py::arg("cell"), py::arg("sizes"), py::arg("threads"));
   m.def("plan_gpu", &gpu_plan, py::arg("question"));
   m.def("plan_tier", &gpu_plan_of_tier, py::arg("question"), py::arg("tier"));
   m.def("plan_error", &gpu_plan_error, py::arg("question"), py::arg("tier"), py::arg("numbers"));

@@ -49,21 +49,13 @@ class ForwardLoop {
     return kGates * s.hidden * (s.inputs + s.state) * static_cast<int64_t>(sizeof(S));
   }
 
-  // A call of few rows and steps leaves weights as they lie: packing them reads and writes each,
-  // which the fewer steps repay, the farther from the core the weights are (measured, see
-  // benchmarks/NOTES.md).
-  static bool is_short(const Sizes& s) {
-    const int64_t bytes = weight_bytes(s);
-    const int64_t rows = bytes < (256 << 10) ? 8 : bytes < (512 << 10) ? 16 : 64;
-    const int64_t steps = bytes < (512 << 10)  ? 1
-                          : bytes < (2 << 20)  ? 2
-                          : bytes < (16 << 20) ? 4
-                                               : 8;
-    return s.steps <= steps && s.steps * s.batch <= rows;
+  // What a call leaves as it lies.
+  static Lying lying_of(const Sizes& s) {
+    return plan_lying(weight_bytes(s), s.steps, s.batch, s.inputs > 0);
   }
 
   struct Scratch {
-    bool lies;       // weights are not packed
+    Lying lying;     // whether weights are not packed
     int64_t joined;  // inputs before each hidden state: I, or 0 where they are projected ahead
     Packed<T> input, first, second, projection;
     int64_t chunk;  // steps that are projected at a time, or 0
@@ -83,31 +75,35 @@ class ForwardLoop {
     int64_t state_stride, unit_stride;
 
     Scratch(Arena& arena, const ForwardParams& p, int slices, int row_slices)
-        : lies(is_short(p.sizes)),
-          joined(!lies && joins(p.sizes) ? p.sizes.inputs : 0),
+        : lying(lying_of(p.sizes)),
+          joined(!lying.lies && joins(p.sizes) ? p.sizes.inputs : 0),
           chunk(0),
           state_stride(joined + round_up(p.sizes.state, kLanes)),
           unit_stride(round_up(p.sizes.hidden, kLanes)) {
       const Sizes& s = p.sizes;
+      const auto weights = [&](int64_t units, int gates, int64_t depth, bool by_panel) {
+        const int panels = by_panel ? slices * row_slices : 0;
+        return make_weights<S, T>(arena, units, gates, depth, slices, lying.lies, panels);
+      };
       if (s.inputs > 0 && joined == 0) {
         const int64_t enough = kProjectedRows * row_slices / (s.batch + 1) + 1;
         chunk = enough < s.steps ? enough : s.steps;
-        input = make_weights<S, T>(arena, s.hidden, kGates, s.inputs, slices, lies);
+        input = weights(s.hidden, kGates, s.inputs, lying.input_by_panel);
         x = arena.take<T>(chunk * s.batch * s.inputs);
         gates = arena.take<S>(saves_gates(p) ? 0 : chunk * s.batch * kGates * s.hidden);
       }
       const int64_t depth = Cell::kStages == 0 ? joined : joined + s.state;
-      first = make_weights<S, T>(arena, s.hidden, kFirstGates, depth, slices, lies);
+      first = weights(s.hidden, kFirstGates, depth, lying.state_by_panel);
       hidden[0] = arena.take<T>(s.batch * state_stride);
       hidden[1] = arena.take<T>(s.batch * state_stride);
       cell = arena.take<T>(s.batch * kCells * unit_stride);
       if (Cell::kStages == 2) {
-        second = make_weights<S, T>(arena, s.hidden, 1, s.hidden, slices, lies);
+        second = weights(s.hidden, 1, s.hidden, lying.state_by_panel);
       }
       partial = arena.take<T>(Cell::kStages == 2 ? s.batch * Cell::kSaved * unit_stride : 0);
       const bool projected = p.in.w_hr != nullptr;
       if (projected) {
-        projection = make_weights<S, T>(arena, s.state, 1, s.hidden, slices, lies);
+        projection = weights(s.state, 1, s.hidden, lying.state_by_panel);
       }
       operand = arena.take<T>(projected || Cell::kStages == 2 ? s.batch * unit_stride : 0);
       plain = arena.take<T>(p.in.control.recurrent_dropout > 0 ? s.batch * state_stride : 0);
@@ -187,7 +183,7 @@ class ForwardLoop {
   void pack() {
     const S* w = as_storage(p_.in.w_hh) + d_ * kGates * s_.hidden * s_.state;
     const int members = part_.lane_members(), index = part_.lane_index();
-    if (m_.lies) return lay(w);
+    if (m_.lying.lies) return lay(w);
     if (s_.inputs > 0) {
       const S* w_ih = as_storage(p_.w_ih) + d_ * kGates * s_.hidden * s_.inputs;
       const Packed<T>& to = m_.joined > 0 ? m_.first : m_.input;
@@ -211,12 +207,15 @@ class ForwardLoop {
 
   // As `pack`, where the weights stay as they lie.
   void lay(const S* w) {
+    const int worker = part_.lane_index();
     if (s_.inputs > 0) {
-      m_.input.lying = as_storage(p_.w_ih) + d_ * kGates * s_.hidden * s_.inputs;
+      m_.input.lie(as_storage(p_.w_ih) + d_ * kGates * s_.hidden * s_.inputs, worker);
     }
-    if (Cell::kStages > 0) m_.first.lying = w;
-    if (Cell::kStages == 2) m_.second.lying = w + kFirstGates * s_.hidden * s_.state;
-    if (projected_) m_.projection.lying = as_storage(p_.in.w_hr) + d_ * s_.state * s_.hidden;
+    if (Cell::kStages > 0) m_.first.lie(w, worker);
+    if (Cell::kStages == 2) m_.second.lie(w + kFirstGates * s_.hidden * s_.state, worker);
+    if (projected_) {
+      m_.projection.lie(as_storage(p_.in.w_hr) + d_ * s_.state * s_.hidden, worker);
+    }
   }
 
   // Copies one state of this worker's rows and units between a [D, B, N] tensor and scratch.

@@ -8,6 +8,20 @@ constexpr double kFlopsPerTeamMember = 4e5;      // a whole call: waking a threa
 constexpr double kFlopsPerUnitSlice = 3.2e4;     // one step: meeting at a barrier
 constexpr int64_t kRowsPerSlice = 6;             // fewer rows leave the product's tile half empty
 constexpr double kPrivateWeightBytes = 1 << 20;  // weights every core can keep in its own cache
+constexpr int64_t kStepsOfRowSlices = 4;
+
+// Nanoseconds for each byte of weights, by how much of them there is: of packing them beforehand;
+// beside a product with packed ones, of packing a panel for a product, and of dot products with
+// each row (measured, see benchmarks/NOTES.md).
+struct LyingCosts {
+  int64_t bytes;  // up to which they hold
+  double pack, panel, row;
+  double beside(double rows) const { return rows * row < panel ? rows * row : panel; }
+};
+constexpr int64_t kLoneRows = 8;  // each is the same to the last bit, however many they are
+constexpr LyingCosts kLyingCosts[] = {{256 << 10, 0.036, 0.028, 0.006},
+                                      {2 << 20, 0.036, 0.028, 0.0016},
+                                      {INT64_MAX, 0.1, 0.03, 0.0008}};
 
 int clamp(double value, int most) {
   if (value < 1) return 1;
@@ -19,7 +33,11 @@ int clamp(double value, int most) {
 Plan plan_cpu(const Sizes& s, int gates, int vector, int threads, bool whole_rows) {
   const double weights = static_cast<double>(gates) * s.hidden * s.state;
   const double step = 2.0 * weights * s.batch;
-  const double total = step * s.steps * s.directions;
+  const double size = s.dtype == Dtype::kFloat64 ? 8 : 4;
+  double total = step * s.steps * s.directions;
+  // Of weights that one core's cache does not hold, two cores may hold a half each.
+  const double inputs = static_cast<double>(gates) * s.hidden * s.inputs;
+  if ((weights + inputs) * size > kPrivateWeightBytes) total *= 2 * (1 + inputs / weights);
   threads = clamp(total / kFlopsPerTeamMember, threads);
 
   Plan plan{1, 1, 1};
@@ -29,18 +47,30 @@ Plan plan_cpu(const Sizes& s, int gates, int vector, int threads, bool whole_row
     plan.row_slices = clamp(static_cast<double>(s.batch), left);
     return plan;
   }
-  const double bytes = weights * (s.dtype == Dtype::kFloat64 ? 8 : 4);
+  const double bytes = weights * size;
   const int by_rows = clamp(static_cast<double>(s.batch / kRowsPerSlice), left);
   const int64_t blocks = (s.hidden + vector - 1) / vector;
   const int by_units = clamp(step / kFlopsPerUnitSlice, clamp(static_cast<double>(blocks), left));
-  // Private copies of the rows need no barrier, but then every core streams all the weights.
-  if (bytes <= kPrivateWeightBytes && by_rows >= by_units) {
+  // Private copies of the rows need no barrier, but then every core streams all the weights; and
+  // packs them, in a call of few steps, which has few barriers.
+  if (bytes <= kPrivateWeightBytes && by_rows >= by_units && s.steps >= kStepsOfRowSlices) {
     plan.row_slices = by_rows;
   } else {
     plan.unit_slices = by_units;
     plan.row_slices = clamp(static_cast<double>(by_rows), left / by_units);
   }
   return plan;
+}
+
+Lying plan_lying(int64_t bytes, int64_t steps, int64_t batch, bool has_input) {
+  if (steps * batch <= kLoneRows) return {true, false, false};
+  const LyingCosts* costs = kLyingCosts;
+  while (bytes >= costs->bytes) ++costs;
+  const double rows = static_cast<double>(batch), times = static_cast<double>(steps);
+  const double state = times * costs->beside(rows);
+  const double beside = has_input ? (costs->beside(times * rows) + state) / 2 : state;
+  return {beside < costs->pack, times * rows * costs->row >= costs->panel,
+          rows * costs->row >= costs->panel};
 }
 
 // Of all grids the one whose rectangles are nearest to squares: a task packs its own part of both

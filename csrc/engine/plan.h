@@ -21,6 +21,17 @@ struct Plan {
 // With `whole_rows` a worker has all units of its rows.
 Plan plan_cpu(const Sizes& sizes, int gates, int vector, int threads, bool whole_rows = false);
 
+// What a call does with its weights: pack them all beforehand, or leave them as they lie, and then
+// pack a panel for each product of a step, or take dot products.
+struct Lying {
+  bool lies;
+  bool input_by_panel, state_by_panel;  // where they lie
+};
+
+// `bytes` of weights, of which half meet the input once, if there `has_input`, and the rest, or
+// all, `batch` rows in each of `steps`.
+Lying plan_lying(int64_t bytes, int64_t steps, int64_t batch, bool has_input);
+
 // A matrix product is cut into rectangles, one for each thread.
 struct MatrixGrid {
   int rows, columns;

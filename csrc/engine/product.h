@@ -1,14 +1,17 @@
 // The recurrent product: rows of a small batch times weights packed into panels, or as they lie.
 //
-// Packing reads and writes every weight once, which pays where many rows are multiplied. A call of
-// a few rows reads each weight where it lies, and nothing is written.
+// Packing reads and writes every weight once, which pays where a product is made again and again. A
+// call of a few steps leaves weights as they lie: a panel at a time is packed into a near cache and
+// multiplied at once, or, where the rows are few, nothing is packed.
 //
-// Every element of a product with packed weights is a sum of chains of fused multiply-adds, cut at
-// places that the depth alone decides, whatever the shape of the tile it is computed in; with
-// weights as they lie it is a chain a lane, and then their sum. The number of workers therefore
-// never changes a bit of the result, but a step of a few rows and a longer call may differ in the
-// last ones.
+// Every element of a product with panels is a sum of chains of fused multiply-adds, cut at places
+// that the depth alone decides, whatever the shape of the tile it is computed in; of a few rows
+// with weights as they lie it is a chain a lane, and then their sum. The number of workers
+// therefore never changes a bit of the result, but a step of a few rows and a longer call may
+// differ in the last ones.
 #pragma once
+
+#include <utility>
 
 #include "simd.h"
 
@@ -20,6 +23,7 @@ constexpr int kMostRows = 8;
 // The rounding error of a chain grows with the root of its length; another one costs a tile's
 // addition in memory.
 constexpr int64_t kLongestChain = 128;
+constexpr int kTiles = 6;  // that share what they read of a panel
 
 // Rows per tile: as many accumulators as the registers hold beside one row of weights.
 constexpr int tile_rows(int vectors) {
@@ -37,8 +41,11 @@ struct Packed {
   int gates;
   int panel_blocks;  // blocks of kLanes units in a panel
   // Where the matrix stays as it lies: element (unit, gate, k) is lying[(gate * units + unit) *
-  // depth + k], in the type that `multiply` knows.
+  // depth + k], in the type that `pack` or `multiply` knows. `pack` makes a panel, of which `data`
+  // then has room for one a worker; without it `multiply` makes a tile.
   const void* lying = nullptr;
+  int64_t own = 0;  // where in `data` this worker's panel is
+  void (*pack)(const Packed& weights, int64_t p) = nullptr;
   void (*multiply)(const Packed& weights, int64_t p, const T* rows, int64_t stride, int height,
                    T* tile) = nullptr;
 
@@ -47,57 +54,90 @@ struct Packed {
   int64_t panels() const { return (blocks() + panel_blocks - 1) / panel_blocks; }
   int64_t elements() const { return blocks() * gates * kLanes * depth; }
   int64_t panel_units() const { return static_cast<int64_t>(panel_blocks) * kLanes; }
-  T* panel(int64_t p) const { return data + p * panel_blocks * gates * kLanes * depth; }
+  int64_t panel_elements() const { return panel_blocks * gates * kLanes * depth; }
+  T* panel(int64_t p) const { return data + (lying != nullptr ? own : p * panel_elements()); }
+  // Says where the matrix lies, and whose the one panel is.
+  void lie(const void* at, int worker) {
+    lying = at;
+    own = worker * panel_elements();
+  }
   int blocks_in(int64_t p) const {
     const int64_t left = blocks() - p * panel_blocks;
     return static_cast<int>(left < panel_blocks ? left : panel_blocks);
   }
 };
 
+// Of vectors a and b, at a distance: the lower half of both, or the upper one. As constants, or a
+// compiler makes the numbers of the lanes anew for each square.
+template <bool kUpper, int kHalf, class T, int... kLane>
+BPTT_INLINE Vec<T> halves(Vec<T> a, Vec<T> b, std::integer_sequence<int, kLane...>) {
+  constexpr int lanes = sizeof...(kLane), from = kUpper ? kHalf : 0;
+  return {__builtin_shufflevector(
+      a.raw, b.raw, ((kLane & kHalf) == 0 ? kLane + from : lanes + kLane - kHalf + from)...)};
+}
+
 // Transposes a square of vectors in log2(lanes) rounds: a round swaps, at its distance, the upper
 // half of each vector with the lower half of its partner.
-template <class T>
+template <class T, int kHalf = Vec<T>::kLanes / 2>
 BPTT_INLINE void transpose(Vec<T> (&square)[Vec<T>::kLanes]) {
   constexpr int lanes = Vec<T>::kLanes;
-#pragma GCC unroll 4
-  for (int half = lanes / 2; half >= 1; half /= 2) {
-    typename FloatTraits<T>::Integers low, high;
-    for (int l = 0; l < lanes; ++l) {
-      low[l] = (l & half) == 0 ? l : lanes + l - half;
-      high[l] = (l & half) == 0 ? l + half : lanes + l;
-    }
+  constexpr std::make_integer_sequence<int, lanes> all;
 #pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) {
-      if ((i & half) != 0) continue;
-      const typename Vec<T>::Raw a = square[i].raw, b = square[i + half].raw;
-      square[i].raw = __builtin_shuffle(a, b, low);
-      square[i + half].raw = __builtin_shuffle(a, b, high);
+  for (int i = 0; i < lanes; ++i) {
+    if ((i & kHalf) != 0) continue;
+    const Vec<T> a = square[i], b = square[i + kHalf];
+    square[i] = halves<false, kHalf>(a, b, all);
+    square[i + kHalf] = halves<true, kHalf>(a, b, all);
+  }
+  if constexpr (kHalf > 1) transpose<T, kHalf / 2>(square);
+}
+
+// Columns [k, k + count) of one vector of units, each a row of `depth` elements, to vectors
+// `stride` elements apart.
+template <class S, class T>
+BPTT_INLINE void pack_square(const S* rows, int64_t depth, int units, int count, T* out,
+                             int64_t stride) {
+  using V = Vec<T>;
+  constexpr int lanes = V::kLanes;
+  V square[lanes];
+  if (units >= lanes && count >= lanes) {
+#pragma GCC unroll 16
+    for (int lane = 0; lane < lanes; ++lane) square[lane] = load(rows + lane * depth);
+    transpose(square);
+#pragma GCC unroll 16
+    for (int j = 0; j < lanes; ++j) store(out + j * stride, square[j]);
+    return;
+  }
+  for (int lane = 0; lane < lanes; ++lane) {
+    square[lane] = lane < units ? load(rows + lane * depth, count) : V(T(0));
+  }
+  transpose(square);
+  for (int j = 0; j < count && j < lanes; ++j) store(out + j * stride, square[j]);
+}
+
+// Element (unit, gate, first_k + k) of the matrix is source[(gate * units + unit) * depth + k]. A
+// vector of units at a time: more rows than that are more runs through memory than a processor
+// foresees.
+template <class S, class T>
+void pack_rows(const Packed<T>& to, int64_t first_k, const S* source, int64_t depth, int64_t p) {
+  constexpr int lanes = Vec<T>::kLanes;
+  const int vectors = to.blocks_in(p) * to.gates;
+  for (int v = 0; v < vectors; ++v) {
+    const int64_t first = (p * to.panel_blocks + v / to.gates) * lanes, left = to.units - first;
+    const int units = static_cast<int>(left < lanes ? left : lanes);
+    const S* rows = source + ((v % to.gates) * to.units + first) * depth;
+    T* out = to.panel(p) + (first_k * vectors + v) * lanes;
+    for (int64_t k = 0; k < depth; k += lanes) {
+      const int count = static_cast<int>(depth - k < lanes ? depth - k : lanes);
+      pack_square(rows + k, depth, units, count, out + k * vectors * lanes, vectors * lanes);
     }
   }
 }
 
-// Element (unit, gate, first + k) of the matrix is source[(gate * units + unit) * depth + k].
+// A panel of weights of type S that stay as they lie.
 template <class S, class T>
-void pack_rows(const Packed<T>& to, int64_t first_k, const S* source, int64_t depth, int64_t p) {
-  using V = Vec<T>;
-  constexpr int lanes = V::kLanes;
-  const int vectors = to.blocks_in(p) * to.gates;
-  T* out = to.panel(p) + first_k * vectors * lanes;
-  for (int64_t k = 0; k < depth; k += lanes) {
-    const int count = static_cast<int>(depth - k < lanes ? depth - k : lanes);
-    for (int v = 0; v < vectors; ++v) {
-      const int64_t first = (p * to.panel_blocks + v / to.gates) * lanes;
-      const S* rows = source + ((v % to.gates) * to.units + first) * depth + k;
-      V square[lanes];
-#pragma GCC unroll 16
-      for (int lane = 0; lane < lanes; ++lane) {
-        const bool exists = first + lane < to.units;
-        square[lane] = exists ? load(rows + lane * depth, count) : V(T(0));
-      }
-      transpose(square);
-      for (int j = 0; j < count; ++j) store(out + ((k + j) * vectors + v) * lanes, square[j]);
-    }
-  }
+void pack_lying(const Packed<T>& weights, int64_t p) {
+  pack_rows(weights, 0, static_cast<const S*>(weights.lying), weights.depth, p);
 }
 
 // Element (unit, k) is source[k * stride + unit]; one gate.
@@ -120,91 +160,104 @@ void pack_columns(const Packed<T>& to, const S* source, int64_t stride, int64_t 
 // side.
 enum class Layout { kDenseRows, kSideBySide };
 
-template <class T, int kVectors, int kRows, Layout kLayout>
-void multiply_tile(const T* rows, int64_t stride, const T* panel, int64_t depth, T* tile) {
-  using V = Vec<T>;
+// Where chain `chain` of a sum over the depth begins.
+BPTT_INLINE int64_t chain_begin(int64_t depth, int64_t chain) {
   const int64_t chains = depth > kLongestChain ? (depth + kLongestChain - 1) / kLongestChain : 1;
-  int64_t k = 0;
-  for (int64_t chain = 0; chain < chains; ++chain) {
-    V sum[kRows][kVectors];
+  return depth * chain / chains;
+}
+
+// Adds the chain of a tile over [begin, end) of the depth; the first one begins the tile.
+template <class T, int kVectors, int kRows, Layout kLayout>
+void multiply_tile(const T* rows, int64_t stride, const T* panel, int64_t begin, int64_t end,
+                   T* tile) {
+  using V = Vec<T>;
+  V sum[kRows][kVectors];
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = V(T(0));
-    }
-    const int64_t end = depth * (chain + 1) / chains;
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = V(T(0));
+  }
 #pragma GCC unroll 2
-    for (; k < end; ++k) {
-      V weights[kVectors];
+  for (int64_t k = begin; k < end; ++k) {
+    V weights[kVectors];
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        weights[v] = load(panel + (k * kVectors + v) * V::kLanes);
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
-        const V value(rows[kLayout == Layout::kDenseRows ? r * stride + k : k * stride + r]);
-#pragma GCC unroll 4
-        for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] + value * weights[v];
-      }
+    for (int v = 0; v < kVectors; ++v) {
+      weights[v] = load(panel + (k * kVectors + v) * V::kLanes);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
+      const V value(rows[kLayout == Layout::kDenseRows ? r * stride + k : k * stride + r]);
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        T* const out = tile + (r * kVectors + v) * V::kLanes;
-        store(out, chain == 0 ? sum[r][v] : load(out) + sum[r][v]);
-      }
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] + value * weights[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      T* const out = tile + (r * kVectors + v) * V::kLanes;
+      store(out, begin == 0 ? sum[r][v] : load(out) + sum[r][v]);
     }
   }
 }
 
-// The product of some rows with one vector of units whose weights, rows of `matrix`, stay as they
+// The product of kRows rows with kLanes / kRows units whose weights, rows of `matrix`, stay as they
 // lie: dot products along the depth, as many at once as a vector has lanes. Each weight is read
-// once for all rows; a sum's order depends on the depth alone.
+// once for all rows; a sum's order depends on the depth alone. `units`: those that exist.
 template <class S, class T, int kRows>
-BPTT_INLINE void multiply_lying(const S* matrix, int64_t depth, int count, const T* rows,
+BPTT_INLINE void multiply_lying(const S* matrix, int64_t depth, int64_t units, const T* rows,
                                 int64_t stride, T* out, int64_t out_stride) {
   using V = Vec<T>;
   constexpr int lanes = V::kLanes, kUnits = lanes / kRows;
-  for (int first = 0; first < lanes; first += kUnits) {
-    const S* weights = matrix + first * depth;
-    const int units = count - first;
-    V sums[lanes];  // [row][unit]
+  V sums[lanes];  // [row][unit]
 #pragma GCC unroll 16
-    for (int i = 0; i < lanes; ++i) sums[i] = V(T(0));
-    int64_t k = 0;
-    if (units >= kUnits) {
-      for (; k + lanes <= depth; k += lanes) {
-        V x[kRows];
+  for (int i = 0; i < lanes; ++i) sums[i] = V(T(0));
+  int64_t k = 0;
+  if (units >= kUnits) {
+    for (; k + lanes <= depth; k += lanes) {
+      V x[kRows];
 #pragma GCC unroll 4
-        for (int r = 0; r < kRows; ++r) x[r] = load(rows + r * stride + k);
+      for (int r = 0; r < kRows; ++r) x[r] = load(rows + r * stride + k);
 #pragma GCC unroll 16
-        for (int u = 0; u < kUnits; ++u) {
-          const V w = load(weights + u * depth + k);
+      for (int u = 0; u < kUnits; ++u) {
+        const V w = load(matrix + u * depth + k);
 #pragma GCC unroll 4
-          for (int r = 0; r < kRows; ++r) sums[r * kUnits + u] = sums[r * kUnits + u] + x[r] * w;
-        }
+        for (int r = 0; r < kRows; ++r) sums[r * kUnits + u] = sums[r * kUnits + u] + x[r] * w;
       }
     }
-    for (; k < depth; k += lanes) {
-      const int used = static_cast<int>(depth - k < lanes ? depth - k : lanes);
-      for (int r = 0; r < kRows; ++r) {
-        const V x = load(rows + r * stride + k, used);
-        for (int u = 0; u < kUnits && u < units; ++u) {
-          sums[r * kUnits + u] = sums[r * kUnits + u] + x * load(weights + u * depth + k, used);
-        }
-      }
-    }
-    transpose(sums);
-#pragma GCC unroll 4
-    for (int half = lanes / 2; half >= 1; half /= 2) {
-#pragma GCC unroll 8
-      for (int i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
-    }
-    alignas(64) T dots[lanes];
-    store(dots, sums[0]);
+  }
+  for (; k < depth; k += lanes) {
+    const int used = static_cast<int>(depth - k < lanes ? depth - k : lanes);
     for (int r = 0; r < kRows; ++r) {
-      std::memcpy(out + r * out_stride + first, dots + r * kUnits, kUnits * sizeof(T));
+      const V x = load(rows + r * stride + k, used);
+      for (int u = 0; u < kUnits && u < units; ++u) {
+        sums[r * kUnits + u] = sums[r * kUnits + u] + x * load(matrix + u * depth + k, used);
+      }
+    }
+  }
+  transpose(sums);
+#pragma GCC unroll 4
+  for (int half = lanes / 2; half >= 1; half /= 2) {
+#pragma GCC unroll 8
+    for (int i = 0; i < half; ++i) sums[i] = sums[i] + sums[i + half];
+  }
+  alignas(64) T dots[lanes];
+  store(dots, sums[0]);
+  for (int r = 0; r < kRows; ++r) {
+    std::memcpy(out + r * out_stride, dots + r * kUnits, kUnits * sizeof(T));
+  }
+}
+
+// Rows [begin, end) of a tile, kRows of them at a time, and one vector of units; few units at a
+// time, whose weights the next rows find near.
+template <class S, class T, int kRows>
+BPTT_INLINE void lying_rows(int begin, int end, const S* matrix, int64_t depth, int64_t units,
+                            const T* rows, int64_t stride, T* out, int64_t out_stride) {
+  constexpr int lanes = Vec<T>::kLanes, kUnits = lanes / kRows;
+  for (int first = 0; first < lanes; first += kUnits) {
+    for (int r = begin; r < end; r += kRows) {
+      multiply_lying<S, T, kRows>(matrix + first * depth, depth, units - first, rows + r * stride,
+                                  stride, out + r * out_stride + first, out_stride);
     }
   }
 }
@@ -216,29 +269,21 @@ void lying_tile(const Packed<T>& weights, int64_t p, const T* rows, int64_t stri
   constexpr int lanes = Vec<T>::kLanes, kMost = lanes < 4 ? lanes : 4;
   const int vectors = weights.blocks_in(p) * weights.gates;
   const int64_t depth = weights.depth, row = static_cast<int64_t>(vectors) * lanes;
+  const int fours = height / kMost * kMost, twos = height / 2 * 2;
   for (int v = 0; v < vectors; ++v) {
     const int64_t first = (p * weights.panel_blocks + v / weights.gates) * lanes;
-    const int64_t left = weights.units - first;
-    const int count = static_cast<int>(left < lanes ? left : lanes);
+    const int64_t units = weights.units - first;
     const S* matrix =
         static_cast<const S*>(weights.lying) + (v % weights.gates * weights.units + first) * depth;
     T* out = tile + v * lanes;
-    int r = 0;
-    for (; r + kMost <= height; r += kMost) {
-      multiply_lying<S, T, kMost>(matrix, depth, count, rows + r * stride, stride, out + r * row,
-                                  row);
-    }
-    for (; r + 2 <= height; r += 2) {
-      multiply_lying<S, T, 2>(matrix, depth, count, rows + r * stride, stride, out + r * row, row);
-    }
-    if (r < height) {
-      multiply_lying<S, T, 1>(matrix, depth, count, rows + r * stride, stride, out + r * row, row);
-    }
+    lying_rows<S, T, kMost>(0, fours, matrix, depth, units, rows, stride, out, row);
+    lying_rows<S, T, 2>(fours, twos, matrix, depth, units, rows, stride, out, row);
+    lying_rows<S, T, 1>(twos, height, matrix, depth, units, rows, stride, out, row);
   }
 }
 
 template <class T>
-using TileFunction = void (*)(const T*, int64_t, const T*, int64_t, T*);
+using TileFunction = void (*)(const T*, int64_t, const T*, int64_t, int64_t, T*);
 
 template <class T, int kVectors, Layout kLayout>
 TileFunction<T> tile_function(int rows) {
@@ -260,36 +305,54 @@ TileFunction<T> tile_function(int rows) {
   return nullptr;
 }
 
+template <class T, Layout kLayout>
+TileFunction<T> tile_function(int vectors, int rows) {
+  switch (vectors) {
+    case 1: return tile_function<T, 1, kLayout>(rows);
+    case 2: return tile_function<T, 2, kLayout>(rows);
+    case 3: return tile_function<T, 3, kLayout>(rows);
+    default: return tile_function<T, 4, kLayout>(rows);
+  }
+}
+
 // Multiplies rows [begin, end) of `rows` by panel p and hands every tile to
-// consume(first_row, count, tile, vectors), tile being [count][vectors][lanes].
+// consume(first_row, count, tile, vectors), tile being [count][vectors][lanes]. Tiles are made some
+// at a time, a chain of each in turn: its weights come from afar for the first tile alone.
 template <Layout kLayout, class T, class Consume>
 BPTT_INLINE void multiply_panel(const Packed<T>& weights, int64_t p, const T* rows, int64_t stride,
                                 int64_t begin, int64_t end, Consume consume) {
   constexpr int lanes = Vec<T>::kLanes;
-  alignas(64) T tile[kMostRows * kPanelVectors * lanes];
+  alignas(64) T memory[kTiles][kMostRows * kPanelVectors * lanes];
   const int vectors = weights.blocks_in(p) * weights.gates;
-  const int most = tile_rows(vectors);
+  const bool dots = weights.lying != nullptr && weights.pack == nullptr;
+  const int most = dots ? kMostRows : tile_rows(vectors);
   const int64_t count = end - begin;
   const int64_t tiles = (count + most - 1) / most;
-  for (int64_t i = 0; i < tiles; ++i) {
-    // Tiles of nearly equal height: 16 rows are 6 + 5 + 5 rather than 6 + 6 + 4.
-    const int64_t first = begin + count * i / tiles;
-    const int height = static_cast<int>(begin + count * (i + 1) / tiles - first);
-    if (weights.lying != nullptr) {
-      weights.multiply(weights, p, rows + first * stride, stride, height, tile);
-      consume(first, height, tile, vectors);
-      continue;
+  // Tiles of nearly equal height: 16 rows are 6 + 5 + 5 rather than 6 + 6 + 4.
+  const auto first = [&](int64_t tile) {
+    if (dots) return begin + (tile < tiles ? tile * most : count);
+    return begin + count * tile / tiles;
+  };
+  const auto height = [&](int64_t tile) { return static_cast<int>(first(tile + 1) - first(tile)); };
+  if (weights.pack != nullptr && tiles > 0) weights.pack(weights, p);
+  for (int64_t i = 0; i < tiles; i += kTiles) {
+    const int64_t last = i + kTiles < tiles ? i + kTiles : tiles;
+    if (dots) {
+      for (int64_t t = i; t < last; ++t) {
+        weights.multiply(weights, p, rows + first(t) * stride, stride, height(t), memory[t - i]);
+      }
+    } else {
+      for (int64_t chain = 0, k = 0; k < weights.depth || chain == 0; ++chain) {
+        const int64_t next = chain_begin(weights.depth, chain + 1);
+        for (int64_t t = i; t < last; ++t) {
+          const T* top = rows + (kLayout == Layout::kDenseRows ? first(t) * stride : first(t));
+          tile_function<T, kLayout>(vectors, height(t))(top, stride, weights.panel(p), k, next,
+                                                        memory[t - i]);
+        }
+        k = next;
+      }
     }
-    TileFunction<T> multiply = nullptr;
-    switch (vectors) {
-      case 1: multiply = tile_function<T, 1, kLayout>(height); break;
-      case 2: multiply = tile_function<T, 2, kLayout>(height); break;
-      case 3: multiply = tile_function<T, 3, kLayout>(height); break;
-      default: multiply = tile_function<T, 4, kLayout>(height); break;
-    }
-    const T* top = rows + (kLayout == Layout::kDenseRows ? first * stride : first);
-    multiply(top, stride, weights.panel(p), weights.depth, tile);
-    consume(first, height, tile, vectors);
+    for (int64_t t = i; t < last; ++t) consume(first(t), height(t), memory[t - i], vectors);
   }
 }
 

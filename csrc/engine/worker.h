@@ -91,13 +91,19 @@ Packed<T> make_packed(Arena& arena, int64_t units, int gates, int64_t depth, int
   return packed;
 }
 
-// Packed weights, or with `lies` a matrix that takes no memory of its own.
+// Packed weights, or with `lies` a matrix without memory of its own but for `panels`, those of a
+// worker each.
 template <class S, class T>
-Packed<T> make_weights(Arena& arena, int64_t units, int gates, int64_t depth, int slices,
-                       bool lies) {
+Packed<T> make_weights(Arena& arena, int64_t units, int gates, int64_t depth, int slices, bool lies,
+                       int panels) {
   if (!lies) return make_packed<T>(arena, units, gates, depth, slices);
   Packed<T> weights{nullptr, depth, units, gates, panel_blocks<T>(units, gates, slices)};
-  weights.multiply = lying_tile<S, T>;
+  if (panels == 0) {
+    weights.multiply = lying_tile<S, T>;
+  } else {
+    weights.pack = pack_lying<S, T>;
+    weights.data = arena.take<T>(panels * weights.panel_elements());
+  }
   return weights;
 }
 
@@ -206,16 +212,21 @@ void run_on_team(const Params& params, const ThreadPool& pool, void* scratch) {
       &job);
 }
 
-// Bytes of scratch memory that `run_on_team` needs with up to `threads` workers.
+// Bytes of scratch memory that `run_on_team` needs with up to `threads` workers: the most that any
+// team takes which may form, as a smaller one may cut the work otherwise.
 template <class Loop, class Params>
 int64_t scratch_bytes(const Params& params, int threads) {
-  Arena arena(nullptr);
-  arena.take<Barrier>(2 * threads);
-  const Plan plan = plan_of<Loop>(params, threads);
-  for (int lane = 0; lane < plan.lanes; ++lane) {
-    typename Loop::Scratch scratch(arena, params, plan.unit_slices, plan.row_slices);
+  int64_t most = 0;
+  for (int workers = plan_of<Loop>(params, threads).workers(); workers >= 1; --workers) {
+    Arena arena(nullptr);
+    arena.take<Barrier>(2 * threads);
+    const Plan plan = plan_of<Loop>(params, workers);
+    for (int lane = 0; lane < plan.lanes; ++lane) {
+      typename Loop::Scratch scratch(arena, params, plan.unit_slices, plan.row_slices);
+    }
+    if (arena.used() > most) most = arena.used();
   }
-  return arena.used();
+  return most;
 }
 
 template <class Loop, class Params>

@@ -193,15 +193,18 @@ def test_what_is_wrong_is_told_in_the_usual_words(call, error, ways):
     assert not any(seen)
 
 
+WEIGHTS = [torch.randn(24, 4), torch.randn(24, 6), torch.randn(24), torch.randn(24)]
 GOOD = {
     "x": torch.randn(3, 2, 4),
-    "w_ih": torch.randn(24, 4),
-    "w_hh": torch.randn(24, 6),
-    "b_ih": torch.randn(24),
-    "b_hh": torch.randn(24),
+    "weights": WEIGHTS,
+    "has_bias": True,
     "h0": torch.randn(1, 2, 6),
     "c0": torch.randn(1, 2, 6),
 }
+
+
+def with_weight(place, tensor):
+    return {"weights": [*WEIGHTS[:place], tensor, *WEIGHTS[place + 1 :]]}
 
 
 @pytest.mark.parametrize(
@@ -210,17 +213,28 @@ GOOD = {
         ({"x": torch.randn(3, 4)}, "x must have 3 dimensions"),
         ({"x": torch.randn(3, 2, 0)}, "I and H above 0"),
         ({"x": torch.randn(3, 2, 5)}, r"w_ih must be \[G\*H, I\] = \[24, 5\], got \[24, 4\]"),
-        ({"w_hh": torch.randn(23, 6)}, r"w_hh must be \[G\*H, H\] = \[24, 6\], got \[23, 6\]"),
-        ({"w_ih": torch.randn(24, 4).double()}, "w_ih must have dtype Float, got Double"),
-        ({"b_hh": torch.randn(6)}, r"b_hh must be \[G\*H\] = \[24\]"),
-        ({"h0": torch.randn(2, 2, 6)}, r"h0 must be \[1, B, H\] = \[1, 2, 6\]"),
-        ({"c0": None}, "c0 must be given for cell lstm"),
+        (
+            with_weight(1, torch.randn(23, 6)),
+            r"w_hh must be \[G\*H, H\] = \[24, 6\], got \[23, 6\]",
+        ),
+        (with_weight(0, torch.randn(24, 4).double()), "w_ih must have dtype Float, got Double"),
+        (with_weight(3, torch.randn(6)), r"b_hh must be \[G\*H\] = \[24\]"),
+        ({"weights": WEIGHTS[:3]}, "weights must be 4 for each layer, got 3"),
+        ({"weights": []}, "weights must be 4 for each layer, got 0"),
+        ({"weights": WEIGHTS * 2}, r"h0 must be \[L, B, H\] = \[2, 2, 6\]"),
+        ({"h0": torch.randn(2, 2, 6)}, r"h0 must be \[L, B, H\] = \[1, 2, 6\]"),
         ({"x": torch.randn(3, 2, 4).half()}, "float32, float64 and bfloat16|dtype Half"),
     ],
 )
 def test_the_op_checks_its_arguments(change, message):
     with pytest.raises(RuntimeError, match=message):
         torch.ops.bptt.plain_forward("lstm", **{**GOOD, **change})
+
+
+def test_a_cell_without_cell_states_takes_none():
+    weights = [torch.randn(18, 4), torch.randn(18, 6), torch.randn(18), torch.randn(18)]
+    with pytest.raises(RuntimeError, match="c0 must be None for cell gru"):
+        torch.ops.bptt.plain_forward("gru", **{**GOOD, "weights": weights})
 
 
 @pytest.mark.parametrize("cell", ["lstm_peephole", "slstm", "indrnn", "gru_layer_norm", "elman"])

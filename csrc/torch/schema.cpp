@@ -13,12 +13,12 @@ STABLE_TORCH_LIBRARY(bptt, m) {
       "Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, str keep, float[] control=[], "
       "Tensor? seed=None) "
       "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells)");
-  // One layer of one direction without gradients, on a CPU: x [T, B, I], w_ih [G*H, I],
-  // w_hh [G*H, H], states [1, B, H]; y [T, B, H]. For eager mode alone: it has no rules for
-  // autograd, tracing or transforms.
+  // Layers of one direction without gradients, on a CPU: x [T, B, I], states [L, B, H]; y [T, B,
+  // H]. weights, of each layer: w_ih [G*H, I], w_hh [G*H, H] and, with has_bias, b_ih and b_hh
+  // [G*H]. For eager mode alone: it has no rules for autograd, tracing or transforms.
   m.def(
-      "plain_forward(str cell, Tensor x, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "
-      "Tensor h0, Tensor? c0) -> (Tensor y, Tensor h_n, Tensor c_n)");
+      "plain_forward(str cell, Tensor x, Tensor[] weights, bool has_bias, Tensor? h0, Tensor? c0) "
+      "-> (Tensor y, Tensor h_n, Tensor c_n)");
   // dcells: gradients of all cell states, [T, B, D, C*H] wide.
   // dh, the gradient of every hidden state: if keep_dh asks, or a projection's weights need it.
   m.def(

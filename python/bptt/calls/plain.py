@@ -44,17 +44,16 @@ def _undisturbed() -> bool:
     )
 
 
-def _states(hx: Any, count: int, x: Tensor, layers: int, hidden: int) -> tuple[Tensor, ...] | None:
-    """The states of `count` kinds to start from, [L, B, H] each; None for other shapes."""
-    shape = (layers, x.shape[1], hidden)
+def _states(hx: Any, count: int, shape: tuple[int, ...]) -> tuple[Tensor | None, ...] | None:
+    """The states of `count` kinds to start from, None for zeros; None for other shapes."""
     if hx is None:
-        return (x.new_zeros(shape),) * count
+        return None, None
     states = (hx,) if count == 1 else hx
     if type(states) is not tuple or len(states) != count:
         return None
     if any(type(state) is not Tensor or state.shape != shape for state in states):
         return None
-    return states
+    return states if count == 2 else (hx, None)
 
 
 def forward(
@@ -74,19 +73,12 @@ def forward(
         return None
     if not x.is_cpu or not _undisturbed() or any(type(w) not in _TYPES for w in weights):
         return None
-    states = _states(hx, 2 if cell == "lstm" else 1, x, layers, weights[1].shape[-1])
+    count = 2 if cell == "lstm" else 1
+    states = _states(hx, count, (layers, x.shape[1], weights[1].shape[-1]))
     if states is None:
         return None
-    size = 4 if has_bias else 2
-    left: list[tuple[Tensor, ...]] = []
-    op = torch.ops.bptt.plain_forward.default
     try:
-        for layer in range(layers):
-            start = states if layers == 1 else tuple(s[layer : layer + 1] for s in states)
-            mine = (*weights[layer * size : (layer + 1) * size], *(None,) * (4 - size))
-            x, *last = op(cell, x, *mine, start[0], start[1] if len(start) > 1 else None)
-            left.append(tuple(last[: len(states)]))
+        y, h_n, c_n = torch.ops.bptt.plain_forward.default(cell, x, weights, has_bias, *states)
     except RuntimeError:
         return None  # something is wrong; the usual way says what
-    last_states = left[0] if layers == 1 else tuple(map(torch.cat, zip(*left, strict=True)))
-    return x, last_states if len(states) > 1 else last_states[0]
+    return y, (h_n, c_n) if count == 2 else h_n

@@ -41,7 +41,7 @@ class ForwardLoop {
   static bool needs_whole_rows(const bptt::Control&) { return kNormal; }
 
   static constexpr int64_t kProjectedRows = 128;
-  static constexpr int64_t kJoinedRows = 16;
+  static constexpr int64_t kJoinedRows = 32;
   // Larger weights do not stay in a cache from step to step.
   static constexpr int64_t kJoinedBytes = 12 << 20;
 

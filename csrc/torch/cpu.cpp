@@ -57,8 +57,8 @@ Sizes sizes_of(const char* op, const CellTraits& cell, const Tensor& lead, const
 
 void check_lengths(const Problem& p, const Tensor& lengths) {
   check_tensor(p.op, "lengths", lengths, "[B]", {p.sizes.batch}, ScalarType::Long);
-  const Tensor dense = torch::stable::contiguous(lengths);
-  const int64_t* values = static_cast<const int64_t*>(data(dense));
+  const Tensor read = dense(lengths);
+  const int64_t* values = static_cast<const int64_t*>(data(read));
   for (int64_t b = 0; b < p.sizes.batch; ++b) {
     STD_TORCH_CHECK(values[b] >= 0 && values[b] <= p.sizes.steps, p.op,
                     ": lengths must lie in [0, T] = [0, ", p.sizes.steps, "], got ", values[b],
@@ -69,7 +69,7 @@ void check_lengths(const Problem& p, const Tensor& lengths) {
 Tensor checked(const Problem& p, const char* name, const Tensor& tensor, const char* formula,
                const std::vector<int64_t>& shape) {
   check_tensor(p.op, name, tensor, formula, shape, p.dtype);
-  return torch::stable::contiguous(tensor);
+  return dense(tensor);
 }
 
 MaybeTensor checked(const Problem& p, const char* name, const MaybeTensor& tensor,
@@ -109,11 +109,11 @@ Options checked_options(const Problem& p, const Tensor& w_hh, const MaybeTensor&
   for (int64_t flag : reverse) o.reverse.push_back(flag != 0);
   if (lengths.has_value()) {
     check_lengths(p, *lengths);
-    o.lengths = torch::stable::contiguous(*lengths);
+    o.lengths = dense(*lengths);
   }
   if (resets.has_value()) {
     check_tensor(p.op, "resets", *resets, "[T, B]", {s.steps, s.batch}, ScalarType::Bool);
-    o.resets = torch::stable::contiguous(*resets);
+    o.resets = dense(*resets);
   }
   if (seed.has_value()) {
     check_tensor(p.op, "seed", *seed, "[1]", {1}, ScalarType::Long);
@@ -140,9 +140,8 @@ Inputs inputs_of(const Options& o) {
 }
 
 // An op's outputs have fixed places; what a cell lacks is an empty tensor.
-Tensor make_if(bool wanted, const Tensor& like, const std::vector<int64_t>& shape,
-               ScalarType dtype) {
-  return make(like, wanted ? shape : std::vector<int64_t>{0}, dtype);
+Tensor make_if(bool wanted, const std::vector<int64_t>& shape, ScalarType dtype) {
+  return make(wanted ? shape : std::vector<int64_t>{0}, dtype);
 }
 
 void* out(bool wanted, const Tensor& tensor) {
@@ -167,12 +166,10 @@ Strides strides_of(const Tensor& tensor) {
 }
 
 Tensor with_dense_planes(const Tensor& tensor, int64_t hidden) {
-  return has_dense_planes(tensor, hidden) ? tensor : torch::stable::contiguous(tensor);
+  return has_dense_planes(tensor, hidden) ? tensor : dense(tensor);
 }
 
-Tensor with_dense_features(const Tensor& x) {
-  return x.stride(2) == 1 ? x : torch::stable::contiguous(x);
-}
+Tensor with_dense_features(const Tensor& x) { return x.stride(2) == 1 ? x : dense(x); }
 
 ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, MaybeTensor x,
                            MaybeTensor w_ih, MaybeTensor b_ih, Tensor w_hh, MaybeTensor b_hh,
@@ -213,12 +210,12 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
   const bool keep_gates = keep == "gates" && cell.saved > 0;
   const bool keep_cells = keep != "nothing" && cell.states > 1;
   const int64_t width = cell.cell_states() * s.hidden;
-  Tensor y = make(lead, {s.steps, s.batch, s.directions, s.state}, p.dtype);
-  Tensor h_n = make(lead, {s.directions, s.batch, s.state}, p.dtype);
-  Tensor c_n = make_if(cell.states > 1, lead, {s.directions, s.batch, width}, p.dtype);
+  Tensor y = make({s.steps, s.batch, s.directions, s.state}, p.dtype);
+  Tensor h_n = make({s.directions, s.batch, s.state}, p.dtype);
+  Tensor c_n = make_if(cell.states > 1, {s.directions, s.batch, width}, p.dtype);
   Tensor saved =
-      make_if(keep_gates, lead, {s.steps, s.batch, s.directions, cell.saved, s.hidden}, p.dtype);
-  Tensor cells = make_if(keep_cells, lead, {s.steps, s.batch, s.directions, width}, p.wide);
+      make_if(keep_gates, {s.steps, s.batch, s.directions, cell.saved, s.hidden}, p.dtype);
+  Tensor cells = make_if(keep_cells, {s.steps, s.batch, s.directions, width}, p.wide);
 
   const ForwardParams params{s,
                              inputs_of(o),
@@ -237,7 +234,7 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
                              out(keep_cells, cells)};
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
-  Tensor scratch = scratch_memory(lead, k.forward_scratch(params, pool.count));
+  Tensor scratch = scratch_memory(k.forward_scratch(params, pool.count));
   k.forward(params, pool, scratch.mutable_data_ptr());
   return {y, h_n, c_n, saved, cells};
 }
@@ -278,23 +275,23 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
   }
   if (cell.states > 1) {
     check_tensor(p.op, "cells", cells, "[T, B, D, C*H]", cells_shape, p.wide);
-    cells_dense = torch::stable::contiguous(cells);
+    cells_dense = dense(cells);
     if (dcells.has_value()) {
       check_tensor(p.op, "dcells", *dcells, "[T, B, D, C*H]", cells_shape, p.wide);
-      dcells_dense = torch::stable::contiguous(*dcells);
+      dcells_dense = dense(*dcells);
     }
   }
 
   const bool two_products = w_hr.has_value() || cell.stages == 2;
-  Tensor dgates_x = make(y_dense, gate_shape, p.dtype);
-  Tensor dgates_h = make_if(!cell.shared_gates, y_dense, gate_shape, p.dtype);
-  Tensor dh0 = make(y_dense, h_shape, p.dtype);
-  Tensor dc0 = make_if(cell.states > 1, y_dense, c_shape, p.dtype);
-  Tensor dw_unit = make_if(cell.unit_weights > 0, y_dense,
-                           {s.batch, s.directions, cell.unit_weights * s.hidden}, p.wide);
-  Tensor operand = make_if(two_products, y_dense, unit_shape, p.dtype);
+  Tensor dgates_x = make(gate_shape, p.dtype);
+  Tensor dgates_h = make_if(!cell.shared_gates, gate_shape, p.dtype);
+  Tensor dh0 = make(h_shape, p.dtype);
+  Tensor dc0 = make_if(cell.states > 1, c_shape, p.dtype);
+  Tensor dw_unit =
+      make_if(cell.unit_weights > 0, {s.batch, s.directions, cell.unit_weights * s.hidden}, p.wide);
+  Tensor operand = make_if(two_products, unit_shape, p.dtype);
   const bool with_dh = w_hr.has_value() || keep_dh;
-  Tensor dh = make_if(with_dh, y_dense, y_shape, p.dtype);
+  Tensor dh = make_if(with_dh, y_shape, p.dtype);
 
   const BackwardParams params{s,
                               inputs_of(o),
@@ -315,7 +312,7 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
                               out(with_dh, dh)};
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
-  Tensor scratch = scratch_memory(y_dense, k.backward_scratch(params, pool.count));
+  Tensor scratch = scratch_memory(k.backward_scratch(params, pool.count));
   k.backward(params, pool, scratch.mutable_data_ptr());
   return {dgates_x, dgates_h, dh0, dc0, dw_unit, operand, dh};
 }

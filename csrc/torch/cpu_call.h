@@ -1,6 +1,7 @@
 // What every CPU op needs: the kernels of this machine, torch's threads, and memory.
 #pragma once
 
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/c/shim.h>
 
 #include "../engine/cpu.h"
@@ -43,14 +44,28 @@ inline const void* data(const MaybeTensor& tensor) {
   return tensor.has_value() ? tensor->const_data_ptr() : nullptr;
 }
 
-inline Tensor make(const Tensor& like, const std::vector<int64_t>& shape, ScalarType dtype) {
-  Tensor tensor = torch::stable::new_empty(like, shape, dtype);
+// On the CPU. torch::stable::new_empty finds its operator by name at every call, which takes longer
+// than all else that happens to a tensor of a short call.
+inline Tensor make(const std::vector<int64_t>& shape, ScalarType dtype) {
+  std::vector<int64_t> strides(shape.size(), 1);
+  for (size_t k = shape.size(); k-- > 1;) {
+    strides[k - 1] = strides[k] * (shape[k] > 0 ? shape[k] : 1);
+  }
+  const auto number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
+  AtenTensorHandle handle = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(static_cast<int64_t>(shape.size()), shape.data(),
+                                                  strides.data(), number,
+                                                  aoti_torch_device_type_cpu(), 0, &handle));
+  Tensor tensor(handle);
   prepare_memory(tensor.mutable_data_ptr(), tensor.numel() * tensor.element_size());
   return tensor;
 }
 
-inline Tensor scratch_memory(const Tensor& like, int64_t bytes) {
-  return make(like, {bytes}, ScalarType::Byte);
+inline Tensor scratch_memory(int64_t bytes) { return make({bytes}, ScalarType::Byte); }
+
+// The tensor itself where it is dense already; torch::stable::contiguous asks torch by name.
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
 }
 
 }  // namespace bptt

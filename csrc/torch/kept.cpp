@@ -21,7 +21,7 @@ Tensor kept_cpu(Tensor seed, double probability, std::vector<int64_t> shape, int
                       draw == static_cast<int64_t>(Draw::kWeightDrop),
                   kKept, ": draw must be 1 or 2, got ", draw);
   const ScalarType dtype = wide ? ScalarType::Double : ScalarType::Float;
-  Tensor out = make(seed, shape, dtype);
+  Tensor out = make(shape, dtype);
   if (out.numel() == 0) return out;
   const KeptParams params{wide ? Dtype::kFloat64 : Dtype::kFloat32,
                           static_cast<uint64_t>(*static_cast<const int64_t*>(data(seed))),

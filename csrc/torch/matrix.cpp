@@ -7,7 +7,7 @@ namespace {
 constexpr const char *kProduct = "bptt::matrix_product", *kMasked = "bptt::masked_product";
 
 Tensor with_dense_columns(const Tensor& tensor) {
-  return tensor.stride(1) == 1 ? tensor : torch::stable::contiguous(tensor);
+  return tensor.stride(1) == 1 ? tensor : dense(tensor);
 }
 
 Tensor product(const char* op, Tensor a, Tensor b, MaybeTensor start, MaybeTensor mask) {
@@ -21,17 +21,17 @@ Tensor product(const char* op, Tensor a, Tensor b, MaybeTensor start, MaybeTenso
   check_tensor(op, "b", b, "[K, N]", {depth, columns}, dtype);
   if (start.has_value()) {
     check_tensor(op, "start", *start, "[M, N]", {rows, columns}, dtype);
-    start = torch::stable::contiguous(*start);
+    start = dense(*start);
   }
   if (mask.has_value()) {
     check_rank(op, "mask", *mask, 2);
     STD_TORCH_CHECK(mask->size(0) > 0 || depth == 0, op, ": mask must have rows, got none");
     check_tensor(op, "mask", *mask, "[P, N]", {mask->size(0), columns}, dtype);
-    mask = torch::stable::contiguous(*mask);
+    mask = dense(*mask);
   }
-  if (a.stride(0) != 1 && a.stride(1) != 1) a = torch::stable::contiguous(a);
+  if (a.stride(0) != 1 && a.stride(1) != 1) a = dense(a);
   b = with_dense_columns(b);
-  Tensor product = make(a, {rows, columns}, dtype);
+  Tensor product = make({rows, columns}, dtype);
   const MatrixParams params{dtype == ScalarType::Double ? Dtype::kFloat64 : Dtype::kFloat32,
                             rows,
                             columns,
@@ -47,7 +47,7 @@ Tensor product(const char* op, Tensor a, Tensor b, MaybeTensor start, MaybeTenso
                             product.mutable_data_ptr()};
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
-  Tensor scratch = scratch_memory(a, k.matrix_scratch(params, pool.count));
+  Tensor scratch = scratch_memory(k.matrix_scratch(params, pool.count));
   k.matrix_product(params, pool, scratch.mutable_data_ptr());
   return product;
 }

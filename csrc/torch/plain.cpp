@@ -15,7 +15,7 @@ constexpr const char* kOp = "bptt::plain_forward";
 Tensor checked(const char* name, const Tensor& tensor, const char* formula,
                const std::vector<int64_t>& shape, ScalarType dtype) {
   check_tensor(kOp, name, tensor, formula, shape, dtype);
-  return torch::stable::contiguous(tensor);
+  return dense(tensor);
 }
 
 CellTraits plain_cell(const Text& name) {
@@ -51,10 +51,10 @@ void add_weights(Layer& layer, const Tensor* weights, bool has_bias, int64_t gat
 }
 
 // The states of all layers [L, B, H]: those given, or zeros.
-Tensor start_states(const char* name, const MaybeTensor& given, const Tensor& like,
-                    const std::vector<int64_t>& shape, ScalarType dtype) {
+Tensor start_states(const char* name, const MaybeTensor& given, const std::vector<int64_t>& shape,
+                    ScalarType dtype) {
   if (given.has_value()) return checked(name, *given, "[L, B, H]", shape, dtype);
-  Tensor zeros = make(like, shape, dtype);
+  Tensor zeros = make(shape, dtype);
   std::memset(zeros.mutable_data_ptr(), 0, zeros.numel() * zeros.element_size());
   return zeros;
 }
@@ -87,17 +87,17 @@ std::tuple<Tensor, Tensor, Tensor> plain_forward_cpu(Text cell_name, Tensor x,
   const bool has_cell_state = cell.states > 1;
   STD_TORCH_CHECK(has_cell_state || !c0.has_value(), kOp, ": c0 must be None for cell ", cell.name);
   const std::vector<int64_t> shape = {layers, batch, hidden};
-  const Tensor h = start_states("h0", h0, x, shape, dtype);
-  const Tensor c = has_cell_state ? start_states("c0", c0, x, shape, dtype) : h;
-  Tensor h_n = make(x, shape, dtype);
-  Tensor c_n = make(x, {has_cell_state ? layers : 0, batch, hidden}, dtype);
+  const Tensor h = start_states("h0", h0, shape, dtype);
+  const Tensor c = has_cell_state ? start_states("c0", c0, shape, dtype) : h;
+  Tensor h_n = make(shape, dtype);
+  Tensor c_n = make({has_cell_state ? layers : 0, batch, hidden}, dtype);
 
   const bool forwards = false;
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
-  Tensor input = x.stride(2) == 1 ? x : torch::stable::contiguous(x);
+  Tensor input = x.stride(2) == 1 ? x : dense(x);
   for (int64_t l = 0; l < layers; ++l) {
-    Tensor y = make(x, {steps, batch, hidden}, dtype);
+    Tensor y = make({steps, batch, hidden}, dtype);
     Layer layer{};
     ForwardParams& p = layer.params;
     p.sizes = {dtype_of(kOp, dtype), cell.kind, steps, batch, 1, hidden, hidden, input.size(2)};
@@ -110,7 +110,7 @@ std::tuple<Tensor, Tensor, Tensor> plain_forward_cpu(Text cell_name, Tensor x,
     p.y = y.mutable_data_ptr();
     p.h_n = state_of(h_n, l);
     p.c_n = has_cell_state ? state_of(c_n, l) : nullptr;
-    Tensor scratch = scratch_memory(x, k.forward_scratch(p, pool.count));
+    Tensor scratch = scratch_memory(k.forward_scratch(p, pool.count));
     k.forward(p, pool, scratch.mutable_data_ptr());
     input = y;
   }

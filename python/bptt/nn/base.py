@@ -108,7 +108,7 @@ class RecurrentLayer(Traced, nn.RNNBase):
                 return_cells=return_cells,
                 mask=mask,
             )
-        weights = [getattr(self, name) for name in self._flat_weights_names]
+        weights = self._weights()
         if not torch.compiler.is_compiling() and self._is_plain(hx):
             bare = lengths is None and resets is None and mask is None
             if bare and grad_norms is None and not return_cells:
@@ -121,6 +121,13 @@ class RecurrentLayer(Traced, nn.RNNBase):
         if hx is None and self.learn_initial_state:
             hx = self._initial_state(input, 3, 0 if self.batch_first else 1)
         return functional.run(call, input, hx, weights, lengths, resets, grad_norms)
+
+    def _weights(self) -> list[Any]:
+        """The flat weights; where nothing replaced a parameter, without nn.Module's search."""
+        names, own = self._flat_weights_names, self._parameters
+        if torch.compiler.is_compiling():
+            return [getattr(self, name) for name in names]
+        return [own[name] if name in own else getattr(self, name) for name in names]
 
     def _is_plain(self, hx: Any) -> bool:
         """Whether a call is one for `calls.plain`, as far as the layer goes."""
@@ -175,7 +182,7 @@ class RecurrentLayer(Traced, nn.RNNBase):
             )
         if hx is None and self.learn_initial_state:
             hx = self._initial_state(input, 2, 0)
-        weights = [getattr(self, name) for name in self._flat_weights_names]
+        weights = self._weights()
         bare = not torch.compiler.is_compiling() and resets is None and self._is_plain(hx)
         if bare and type(input) is Tensor and input.dim() == 2:
             x = input.unsqueeze(0)

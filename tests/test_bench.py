@@ -260,6 +260,15 @@ def test_a_provider_that_ended_the_process_is_left_out(path):
     assert not path.with_suffix(".running").exists()
 
 
+def test_onnxruntime_runs_the_exported_layer(path):
+    pytest.importorskip("onnxruntime")
+    assert bench(path, "--passes", "inference,step", "--provider", "onnxruntime").exit_code == 0
+    inference, step = results.Result.read(path).content["rows"]
+    entry = inference["providers"]["onnxruntime"]
+    assert entry["status"] == "timed" and entry["error"] < 1e-5
+    assert step["providers"]["onnxruntime"]["reason"] == "inference in float32 on a CPU only"
+
+
 def test_an_absent_provider_says_why(path):
     assert bench(path, "--passes", "inference", "--provider", "flashrnn").exit_code == 0
     (row,) = rows_of(path)

@@ -20,8 +20,7 @@ from ..engines import dispatch, measured
 CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})
 _TYPES = (Tensor, Parameter)
 _STEPS = 64  # longer calls do not notice
-# For more rows the engine packs all weights first, for one step (csrc/engine/forward.h): no faster
-# than torch's operations.
+# With more a step is no faster than torch's operations.
 FEW_ROWS = 64
 
 
@@ -69,9 +68,11 @@ def forward(
         weights: flat, as torch.nn has them.
         has_bias: whether there are biases among them.
     """
-    if type(x) is not Tensor or x.dim() != 3 or not 0 < x.shape[0] <= _STEPS or not x.numel():
+    if type(x) is not Tensor or not x.is_cpu or not _undisturbed():
         return None
-    if not x.is_cpu or not _undisturbed() or any(type(w) not in _TYPES for w in weights):
+    if x.dim() != 3 or not 0 < x.shape[0] <= _STEPS or not x.numel():
+        return None
+    if any(type(w) not in _TYPES for w in weights):
         return None
     count = 2 if cell == "lstm" else 1
     states = _states(hx, count, (layers, x.shape[1], weights[1].shape[-1]))

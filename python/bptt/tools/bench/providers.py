@@ -7,11 +7,13 @@ library's conventions can be wrong without a wrong time being shown.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
+from io import BytesIO
 from typing import Any, ClassVar
 from unittest import mock
 
@@ -56,7 +58,7 @@ def providers(device: str) -> list[Provider]:
     if device == "cuda":
         ways += [tier(name) for name in gpu.TIERS]
         ways.append(triton_in_one_launch())
-    return [*ways, flashrnn(), haste(), torchrl()]
+    return [*ways, flashrnn(), haste(), torchrl(), onnxruntime()]
 
 
 def named(names: list[str], device: str) -> list[Provider]:
@@ -347,3 +349,46 @@ def torchrl() -> Provider:
         return _missing("torchrl") or _single(problem)
 
     return Provider("torchrl", TorchRl, why_not)
+
+
+class OnnxRuntime(nn.Module):
+    """A session of onnxruntime on as many threads as torch has.
+
+    They wait busily within a call, as they would by default, but not after it: the others' calls
+    come then.
+    """
+
+    def __init__(self, layer: nn.RNNBase) -> None:
+        super().__init__()
+        import onnxruntime as ort
+
+        file = BytesIO()
+        example = torch.zeros(4, 3, layer.input_size)
+        # torch.export would ask for flags of cuDNN that cannot be read while precisions are set.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                First(twin(layer)).eval(), (example,), file, dynamo=False,
+                input_names=["x"], dynamic_axes={"x": {0: "steps", 1: "batch"}},
+            )  # fmt: skip
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        options.log_severity_level = 3
+        self.session = ort.InferenceSession(
+            file.getvalue(), options, providers=["CPUExecutionProvider"]
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.from_numpy(self.session.run(None, {"x": x.numpy()})[0])
+
+
+def onnxruntime() -> Provider:
+    """onnxruntime's own operators on a CPU, of the layer as `torch.onnx.export` writes it."""
+
+    def why_not(problem: Problem, device: str) -> str | None:
+        if device != "cpu" or problem.which != "inference" or problem.precision != "fp32":
+            return "inference in float32 on a CPU only"
+        return _missing("onnxruntime") or _missing("onnx")
+
+    return Provider("onnxruntime", OnnxRuntime, why_not)

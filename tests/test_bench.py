@@ -14,7 +14,17 @@ from typer.testing import CliRunner
 
 import bptt
 from bptt.engines import measured
-from bptt.tools.bench import choice, compare, floor, memory, providers, report, results, timing
+from bptt.tools.bench import (
+    choice,
+    compare,
+    floor,
+    memory,
+    providers,
+    report,
+    results,
+    run,
+    timing,
+)
 from bptt.tools.bench import problems as known
 from bptt.tools.bench.problems import Problem
 from bptt.tools.bench.run import Run, relative_error
@@ -258,6 +268,12 @@ def test_a_provider_that_ended_the_process_is_left_out(path):
     assert inference["providers"]["bptt"]["status"] == "timed"
     assert step["providers"]["bptt"]["reason"] == "the process ended while it ran"
     assert not path.with_suffix(".running").exists()
+
+
+def test_a_gradient_that_is_zero_is_no_error():
+    zeros, values = torch.zeros(3), torch.tensor([3.0, 4.0])
+    assert run.relative_error([values, zeros], [values.double(), zeros.double()]) == 0
+    assert run.relative_error([zeros + 1e-3], [zeros.double()]) == pytest.approx(3**0.5 * 1e-3)
 
 
 def test_onnxruntime_runs_the_exported_layer(path):

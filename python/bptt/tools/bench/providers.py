@@ -368,7 +368,7 @@ class OnnxRuntime(nn.Module):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                First(twin(layer)).eval(), (example,), file, dynamo=False,
+                First(twin(layer)).eval(), (example,), file, dynamo=False,  # type: ignore[arg-type]
                 input_names=["x"], dynamic_axes={"x": {0: "steps", 1: "batch"}},
             )  # fmt: skip
         options = ort.SessionOptions()

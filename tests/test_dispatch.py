@@ -115,8 +115,8 @@ def test_a_backend_is_forced_on_its_own_thread_only():
     assert seen == ["auto"]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.complex64])
-def test_a_forced_backend_never_falls_back(dtype):
+def test_a_forced_backend_never_falls_back():
+    dtype = torch.complex64
     layer, x = bptt.GRU(I, H, dtype=dtype), torch.randn(T, B, I, dtype=dtype)
     message = rf"'cpu' cannot run gru: cpu: {dtype} is not one of float32, float64, bfloat16"
     with bptt.backend("cpu"):
@@ -228,7 +228,7 @@ def test_explain_knows_forward_mode():
 
 
 def test_explain_knows_autocast():
-    layer, x = bptt.GRU(I, H, dtype=torch.float16), torch.randn(T, B, I, dtype=torch.float16)
+    layer, x = bptt.GRU(I, H, dtype=torch.complex64), torch.randn(T, B, I, dtype=torch.complex64)
     assert bptt.explain(layer, x).backend == "reference"
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert bptt.explain(layer, x).backend == "cpu"

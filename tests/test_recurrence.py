@@ -14,7 +14,7 @@ from torch import nn
 import bptt
 from bptt import _dev
 from bptt.recurrence import ops, reference
-from cases import ALL_CELLS, BF16, DTYPES, F32, F64, LSTMS, Case, call, check, make_inputs, run
+from cases import ALL_CELLS, BF16, DTYPES, F16, F32, F64, LSTMS, Case, call, check, make_inputs, run
 
 MASKS = ("none", "lengths", "resets", "both")
 
@@ -32,6 +32,14 @@ def names(dtype):
 @pytest.mark.parametrize("cell", ALL_CELLS)
 def test_every_cell_direction_mask_and_dtype(cell, dtype, directions, masks):
     check(Case(cell, directions=directions, masks=masks), dtype)
+
+
+@pytest.mark.parametrize("masks", ["none", "both"])
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_float16_is_stored_and_computed_in_float32(cell, masks):
+    proj = 5 if cell in LSTMS else 0
+    check(Case(cell, directions=2, layers=2, masks=masks, proj=proj, strided=True), F16)
+    check(Case(cell, masks=masks, recompute=True, hidden_gradients=True), F16)
 
 
 @pytest.mark.parametrize("masks", MASKS)

@@ -330,15 +330,15 @@ class BackwardLoop {
 
   // What the cell made where `left` is its mean with the state before it. Rounding must not move it
   // off a value at which an activation has a kink.
-  static V made_before(V stays, V before, V left) {
+  V made_before(V stays, V before, V left) const {
     const V one(1), zero(0), rest = one - stays;
     // Where all of it stayed, no gradient asks for the rest.
     const V divisor = where_less(zero, rest, rest, one);
     const V made = (left - stays * before) / divisor;
-    constexpr T kStored = sizeof(S) == 2 ? T(1.1 / 512) : T(0);
     constexpr T kComputed = sizeof(T) == 8 ? T(2e-15) : T(1e-6);
     const V computed = V(kComputed) * (magnitude(left) + magnitude(before));
-    const V error = (V(kStored) * magnitude(left) + computed) / divisor;
+    const V stored(static_cast<T>(p_.stored_error));
+    const V error = (stored * magnitude(left) + computed) / divisor;
     V snapped = made;
     for (int kink = -1; kink <= 1; ++kink) {
       const V at(kink);

@@ -108,6 +108,7 @@ struct BackwardParams {
   // [T, B, D, R]: the gradient of every hidden state, zero where a row takes no step. Null where
   // nobody asked and no projection's weights need it.
   void* dh;
+  double stored_error;  // what rounding may have taken from a value of y, as a share of it
 };
 
 // out [D, N, M] = 0 with the given probability, else 1 / (1 - probability): what a dropout

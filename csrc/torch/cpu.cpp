@@ -153,6 +153,26 @@ ScalarType wide_of(ScalarType dtype) {
   return dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
 }
 
+// float16 is a storage type: a pass takes its tensors in float32 and what it makes is rounded.
+bool is_half(const Tensor& tensor) {
+  return tensor.defined() && tensor.scalar_type() == ScalarType::Half;
+}
+
+Tensor widened(const char* op, const char* name, const Tensor& tensor) {
+  check_given(op, name, tensor);
+  STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Half, op, ": ", name,
+                  " must have dtype Half, got ",
+                  torch::headeronly::toString(tensor.scalar_type()));
+  return torch::stable::to(tensor, ScalarType::Float);
+}
+
+MaybeTensor widened(const char* op, const char* name, const MaybeTensor& tensor) {
+  if (!tensor.has_value()) return std::nullopt;
+  return widened(op, name, *tensor);
+}
+
+Tensor rounded(const Tensor& tensor) { return torch::stable::to(tensor, ScalarType::Half); }
+
 using ForwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Whether the units and planes of a [T, B, D, planes, H] tensor lie next to each other.
@@ -180,6 +200,15 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
   STD_TORCH_CHECK(gates_x.has_value() != x.has_value() && x.has_value() == w_ih.has_value(),
                   kForward, ": expected either gates_x, or x and w_ih");
   const Tensor lead = gates_x.has_value() ? *gates_x : *x;
+  if (is_half(lead)) {
+    const auto wide = [](const char* name, const auto& t) { return widened(kForward, name, t); };
+    const auto [y, h_n, c_n, saved, cells] = forward_cpu(
+        backend, cell_name, wide("gates_x", gates_x), wide("x", x), wide("w_ih", w_ih),
+        wide("b_ih", b_ih), wide("w_hh", w_hh), wide("b_hh", b_hh), wide("w_hr", w_hr),
+        wide("w_unit", w_unit), wide("h0", h0), wide("c0", c0), lengths, resets, reverse, keep_text,
+        control, seed);
+    return {rounded(y), rounded(h_n), rounded(c_n), rounded(saved), cells};
+  }
   check_rank(kForward, gates_x.has_value() ? "gates_x" : "x", lead, gates_x.has_value() ? 5 : 3);
   Sizes s = sizes_of(kForward, cell, lead, w_hh);
   if (x.has_value()) {
@@ -241,12 +270,13 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
 
 using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
-BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, MaybeTensor dh_n,
+// `stored_error` is what rounding may have taken from a value of y, as a share of it.
+BackwardOutputs run_backward(Text backend, Text cell_name, MaybeTensor dy, MaybeTensor dh_n,
                              MaybeTensor dc_n, Tensor y, Tensor saved, Tensor cells, Tensor w_hh,
                              MaybeTensor w_hr, MaybeTensor w_unit, Tensor h0, MaybeTensor c0,
                              MaybeTensor lengths, MaybeTensor resets, std::vector<int64_t> reverse,
                              bool keep_dh, std::vector<double> control, MaybeTensor seed,
-                             MaybeTensor dcells) {
+                             MaybeTensor dcells, double stored_error) {
   const CellTraits cell = cell_of(kBackward, backend, cell_name);
   check_rank(kBackward, "y", y, 4);
   const Sizes s = sizes_of(kBackward, cell, y, w_hh);
@@ -309,12 +339,35 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
                               out(cell.states > 1, dc0),
                               out(cell.unit_weights > 0, dw_unit),
                               out(two_products, operand),
-                              out(with_dh, dh)};
+                              out(with_dh, dh),
+                              stored_error};
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
   Tensor scratch = scratch_memory(k.backward_scratch(params, pool.count));
   k.backward(params, pool, scratch.mutable_data_ptr());
   return {dgates_x, dgates_h, dh0, dc0, dw_unit, operand, dh};
+}
+
+BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, MaybeTensor dh_n,
+                             MaybeTensor dc_n, Tensor y, Tensor saved, Tensor cells, Tensor w_hh,
+                             MaybeTensor w_hr, MaybeTensor w_unit, Tensor h0, MaybeTensor c0,
+                             MaybeTensor lengths, MaybeTensor resets, std::vector<int64_t> reverse,
+                             bool keep_dh, std::vector<double> control, MaybeTensor seed,
+                             MaybeTensor dcells) {
+  if (!is_half(y)) {
+    const bool bf16 = y.defined() && y.scalar_type() == ScalarType::BFloat16;
+    return run_backward(backend, cell_name, dy, dh_n, dc_n, y, saved, cells, w_hh, w_hr, w_unit, h0,
+                        c0, lengths, resets, reverse, keep_dh, control, seed, dcells,
+                        bf16 ? 1.1 / 512 : 0);
+  }
+  const auto wide = [](const char* name, const auto& t) { return widened(kBackward, name, t); };
+  const auto [dgates_x, dgates_h, dh0, dc0, dw_unit, operand, dh] = run_backward(
+      backend, cell_name, wide("dy", dy), wide("dh_n", dh_n), wide("dc_n", dc_n), wide("y", y),
+      wide("saved", saved), cells, wide("w_hh", w_hh), wide("w_hr", w_hr), wide("w_unit", w_unit),
+      wide("h0", h0), wide("c0", c0), lengths, resets, reverse, keep_dh, control, seed, dcells,
+      1.1 / 4096);
+  return {rounded(dgates_x), rounded(dgates_h), rounded(dh0), rounded(dc0),
+          dw_unit,           rounded(operand),  rounded(dh)};
 }
 
 std::string instruction_set() { return kernels().name; }

@@ -17,7 +17,7 @@ inline Dtype dtype_of(const char* op, ScalarType dtype) {
     case ScalarType::BFloat16: return Dtype::kBFloat16;
     default: break;
   }
-  STD_TORCH_CHECK(false, op, ": the cpu backend takes float32, float64 and bfloat16, got ",
+  STD_TORCH_CHECK(false, op, ": the cpu backend takes float32, float64, bfloat16 and float16, got ",
                   torch::headeronly::toString(dtype));
 }
 

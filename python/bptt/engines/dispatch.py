@@ -85,7 +85,7 @@ def has_extension() -> bool:
     return _EXTENSION_ERROR is None
 
 
-_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16)
+_CPU_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _GPU_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -93,7 +93,7 @@ def _cpu_supports(problem: Problem) -> str | None:
     if problem.device != "cpu":
         return f"cpu: tensors are on {problem.device}, it takes CPU tensors"
     if problem.dtype not in _CPU_DTYPES:
-        return f"cpu: {problem.dtype} is not one of float32, float64, bfloat16"
+        return f"cpu: {problem.dtype} is not one of float32, float64, bfloat16, float16"
     if problem.composite is not None:
         return f"cpu: {problem.composite}"
     if CELLS[problem.cell].custom is not None:

@@ -17,6 +17,7 @@ and Inan, Khosravi, Socher (arXiv 1611.01462), for tied weights.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -92,6 +93,36 @@ class LanguageModel(nn.Module):
         """Log-probabilities [B, symbols] after one more symbol each [B]; what searches call."""
         logits, state = self(symbols[None], state)
         return logits[0].log_softmax(-1), state
+
+
+def nats_while_learning(
+    model: LanguageModel, x: Tensor, y: Tensor, state: State, *, lr: float, steps: int = 20
+) -> Tensor:
+    """Nats of every symbol of a text while the model goes on learning from what it has read.
+
+    Dynamic evaluation (Krause et al. 2018, arXiv 1709.07432): each stretch is judged first, then
+    learnt from by a step of Adam, so that nothing is judged by what it was learnt from. The model
+    given stays as it is.
+
+    Args:
+        model: a trained one.
+        x, y: symbols [N] and those that follow [N].
+        state: after all that came before x.
+        lr: learning rate.
+        steps: symbols between two updates.
+    """
+    model = copy.deepcopy(model).eval()
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, betas=(0.0, 0.999))
+    nats = []
+    with torch.enable_grad():
+        for read, next_ones in zip(x.split(steps), y.split(steps), strict=True):
+            logits, state = model(read[:, None], detached(state))
+            each = F.cross_entropy(logits[:, 0], next_ones, reduction="none")
+            nats.append(each.detach())
+            optimizer.zero_grad()
+            each.mean().backward()
+            optimizer.step()
+    return torch.cat(nats)
 
 
 def detached(state: State) -> State:

@@ -34,12 +34,34 @@ _DOUTS = 4
 _LOOP = slice(_DOUTS, _DOUTS + len(LoopInputs._fields))
 
 
+def plainly_eager() -> bool:
+    """Whether nobody traces or transforms: then what torch does for them can be passed by."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._is_tracing()
+    )
+
+
 class Loop(torch.autograd.Function):
     """The recurrence. Inputs: a Config and the tensors of LoopInputs."""
 
+    @classmethod
+    def applied(cls, *inputs: Any) -> tuple[Tensor, ...]:
+        """`apply`, in eager mode without binding arguments to a signature at each call."""
+        if not plainly_eager():
+            return cls.apply(*inputs)
+        inputs = torch._functorch.utils.unwrap_dead_wrappers(inputs)
+        return super(torch.autograd.Function, cls).apply(*inputs)
+
     @staticmethod
     def forward(config: Config, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        return forward_op(config, LoopInputs(*tensors), config.keep)
+        if not plainly_eager():
+            return forward_op(config, LoopInputs(*tensors), config.keep)
+        with torch._C._AutoDispatchBelowAutograd():
+            return forward_op(config, LoopInputs(*tensors), config.keep)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -65,9 +87,12 @@ class Loop(torch.autograd.Function):
         )
         # What the forward pass kept counts as constant: as a function of the inputs it is part of
         # what the gradient Function computes.
-        grads = LoopGradients.apply(
-            ctx.config, 1, needed, *douts, *tensors, y.detach(), saved, cells.detach()
-        )
+        inputs = (ctx.config, 1, needed, *douts, *tensors, y.detach(), saved, cells.detach())
+        if plainly_eager() and not torch.is_grad_enabled():
+            with torch._C._AutoDispatchBelowAutograd():
+                grads = LoopGradients.forward(*inputs)
+        else:
+            grads = LoopGradients.apply(*inputs)
         named = {
             name: grad.squeeze(0) if name in WEIGHTS else grad
             for name, grad in zip(needed, grads, strict=True)

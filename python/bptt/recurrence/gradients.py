@@ -362,6 +362,9 @@ def _hidden_sum(rows: Tensor, y: Tensor, loop: LoopInputs, config: Config, group
             batch = torch.arange(rows.shape[1], device=rows.device)
             start = rows[(lengths - 1).clamp(min=0), batch, d]  # a length of 0 has zero rows
         initial = _product(start.t(), h0[d])
+        if rows.shape[0] == 1:
+            planes.append(initial)
+            continue
         a, b = _matrix(later, d).t(), _matrix(earlier, d)
         if kept is None:
             planes.append(_product(a, b, initial))

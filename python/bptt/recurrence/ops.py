@@ -138,7 +138,7 @@ def recurrence(
                 "torch.jit.trace cannot record the gradients of bptt's layers: trace under "
                 "torch.no_grad() for inference, or a model that bptt.to_torch has been given"
             )
-        y, h_n, c_n, _, cells = Loop.apply(config, *loop)
+        y, h_n, c_n, _, cells = Loop.applied(config, *loop)
     else:
         keep = config.keep if needs_grad else KEEP_STATES if keep_cells else KEEP_NOTHING
         y, h_n, c_n, _, cells = forward_op(config, loop, keep)
@@ -163,7 +163,13 @@ def prepare_custom(cell: str, dtype: str, control: bool = False) -> bool:
     return dtype in native.DTYPES and all(native.prepare(cell, text, dtype, k) for k in kinds)
 
 
-_DTYPE_NAMES = {torch.float32: "float32", torch.float64: "float64", torch.bfloat16: "bfloat16"}
+# Float16 is computed with in float32.
+_DTYPE_NAMES = {
+    torch.float32: "float32",
+    torch.float64: "float64",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float32",
+}
 
 
 # Run, not traced: what torch.compiler.assume_constant_result says, which imports the compiler.

@@ -54,7 +54,7 @@ class Loop(torch.autograd.Function):
         if not plainly_eager():
             return cls.apply(*inputs)
         inputs = torch._functorch.utils.unwrap_dead_wrappers(inputs)
-        return super(torch.autograd.Function, cls).apply(*inputs)
+        return super(torch.autograd.Function, cls).apply(*inputs)  # type: ignore[misc]
 
     @staticmethod
     def forward(config: Config, *tensors: Tensor | None) -> tuple[Tensor, ...]:

@@ -27,7 +27,7 @@ def row(name: str, seconds: float) -> dict[str, Any]:
     """One example: milliseconds both ways, or why there are none."""
     try:
         example = importlib.import_module(name)
-    except ImportError as missing:
+    except (ImportError, OSError) as missing:
         return {"example": name, "reason": str(missing)}
     torch.manual_seed(0)
     before, after = importlib.import_module("gain").measured(example.pair(), seconds)

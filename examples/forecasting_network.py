@@ -27,7 +27,7 @@ def data_of(series=20, steps=200):
         for k in range(series)
     ]
     return TimeSeriesDataSet(
-        pd.concat(tables),
+        pd.concat(tables, ignore_index=True),
         time_idx="t",
         target="value",
         group_ids=["series"],

@@ -6,7 +6,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from onnx import numpy_helper
 
 import bptt
 import gain
@@ -35,10 +34,17 @@ def exported(layer):
 
 def imported(content):
     """The first recurrent node of a file, of one direction with the default options, as a layer."""
-    graph = onnx.load_from_string(content).graph
-    values = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    node = next(node for node in graph.node if node.op_type in ORDER)
-    w, r, b = (values[name][0] for name in node.input[1:4])
+    model = onnx.load_from_string(content)
+    node = next(node for node in model.graph.node if node.op_type in ORDER)
+    # Its weights may be made of others by nodes before it: they are asked for as outputs.
+    names = list(node.input[1:4])
+    model.graph.output.extend(onnx.helper.make_empty_tensor_value_info(name) for name in names)
+    session = onnxruntime.InferenceSession(
+        model.SerializeToString(), providers=["CPUExecutionProvider"]
+    )
+    (given,) = session.get_inputs()
+    nothing = np.zeros((1, 1, given.shape[2]), np.float32)
+    w, r, b = (value[0] for value in session.run(names, {given.name: nothing}))
     order, hidden = ORDER[node.op_type], r.shape[1]
     layer = getattr(bptt, node.op_type)(w.shape[1], hidden)
     for name, value in zip(layer.state_dict(), (w, r, *np.split(b, 2)), strict=True):

@@ -27,7 +27,8 @@ def pair(samples=32, steps=50, features=16, hidden=64):
     """Gradients of the head for each sample [samples, 2, hidden], and of the recurrent weights."""
     ours = Classifier(bptt.LSTM(features, hidden, batch_first=True))
     theirs = Classifier(DPLSTM(features, hidden, batch_first=True))
-    theirs.load_state_dict(ours.state_dict())
+    theirs.lstm.load_state_dict(ours.lstm.state_dict())
+    theirs.head.load_state_dict(ours.head.state_dict())
     hooked = GradSampleModule(theirs, loss_reduction="sum")
     x, labels = torch.randn(samples, steps, features), torch.randint(2, (samples,))
 

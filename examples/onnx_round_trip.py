@@ -56,7 +56,9 @@ def imported(content):
 def pair(steps=100, batch=16, hidden=256):
     """onnxruntime with the file, and the layer that comes of it again."""
     content = exported(bptt.LSTM(32, hidden))
-    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # let the other one run
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     layer, x = imported(content), torch.randn(steps, batch, 32)
     name = session.get_inputs()[0].name
 

@@ -24,7 +24,7 @@ class Classifier(nn.Module):
 
 
 def pair(samples=32, steps=50, features=16, hidden=64):
-    """Gradients of the head for each sample [samples, 2, hidden], and of the recurrent weights."""
+    """Gradients of all weights for each sample; those of the head, [samples, 2, hidden]."""
     ours = Classifier(bptt.LSTM(features, hidden, batch_first=True))
     theirs = Classifier(DPLSTM(features, hidden, batch_first=True))
     theirs.lstm.load_state_dict(ours.lstm.state_dict())

@@ -10,7 +10,7 @@ import torch
 
 from bptt.data.errors import BadInput
 from bptt.data.text import Characters, Subwords, load_text, streams
-from bptt.models.language_model import LanguageModel, chosen, detached
+from bptt.models.language_model import LanguageModel, chosen, detached, nats_while_learning
 from bptt.models.search import beam_search, narrowed, sample
 
 V, END = 4, 0
@@ -42,6 +42,22 @@ def test_gradients_end_where_a_state_is_detached():
     logits.sum().backward()
     assert embedded[0].grad is None
     assert embedded[1].grad.abs().sum() > 0
+
+
+def test_learning_while_reading_judges_before_it_learns():
+    torch.manual_seed(0)
+    model = LanguageModel(7, units=16, embedding=8).eval()
+    text = torch.arange(400) % 7
+    x, y = text[:-1], text[1:]
+    with torch.no_grad():
+        plain = torch.nn.functional.cross_entropy(model(x[:, None])[0][:, 0], y, reduction="none")
+    before = [p.clone() for p in model.parameters()]
+    nats = nats_while_learning(model, x, y, None, lr=0.01, steps=20)
+    torch.testing.assert_close(nats[:20], plain[:20])
+    assert nats[-100:].mean() < 0.5 * plain[-100:].mean()
+    assert all(torch.equal(p, q) for p, q in zip(before, model.parameters(), strict=True))
+    still = nats_while_learning(model, x, y, None, lr=0.0, steps=20)
+    torch.testing.assert_close(still, plain)
 
 
 def test_tied_weights_are_one_parameter():

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Sampler
 
 from .vocabulary import PAD
@@ -40,10 +41,8 @@ def pad(sequences: Sequence[Sequence[int]]) -> Padded:
     lengths = torch.tensor([len(sequence) for sequence in sequences])
     if not bool(lengths.all()):
         raise ValueError(f"sequence {int(lengths.argmin())} is empty")
-    inside = torch.arange(int(lengths.max())) < lengths[:, None]  # [N, longest]
-    values = torch.full(inside.shape, PAD)
-    values[inside] = torch.tensor([index for sequence in sequences for index in sequence])
-    return Padded(values, lengths)
+    rows = [torch.as_tensor(sequence, dtype=torch.int64) for sequence in sequences]
+    return Padded(pad_sequence(rows, batch_first=True, padding_value=PAD), lengths)
 
 
 class SimilarLengths(Sampler[list[int]]):

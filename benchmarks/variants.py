@@ -41,6 +41,10 @@ VARIANTS: dict[str, tuple[type[nn.Module], dict[str, Any]]] = {
     "GRU": (bptt.GRU, {}),
     "GRU, layer_norm": (bptt.GRU, {"layer_norm": True}),
     "IndRNN": (bptt.IndRNN, {}),
+    **{
+        name: (getattr(bptt, name), {})
+        for name in ("MinGRU", "MinLSTM", "SRU", "DiagonalGRU", "DiagonalLSTM", "LightGRU", "MGU")
+    },
 }
 COMPILED = ((1, 16), (1, 64), (8, 32), (32, 32), (32, 128))  # B, H
 STREAMED = {"RNN": (64, 256, 512), "GRU": (64, 256, 512), "LSTM": (64, 256, 512)}

@@ -40,8 +40,9 @@ def test_chunks_of_time(case, chunk, monkeypatch):
     expected, expected_grads = results(case)
     monkeypatch.setattr(overlap, "chunk_steps", lambda *_: chunk)
     outputs, grads = results(case)
-    # A CPU sums the products of a single step in another order than those of several.
-    exact = 1e-14 if chunk == 1 or case.steps % chunk == 1 else 0.0
+    # A CPU sums the products of a short call in another order than those of a longer one.
+    fewest = min(chunk, case.steps % chunk or chunk)
+    exact = 1e-14 if fewest == 1 or fewest * case.batch <= 8 else 0.0
     for left, right in zip(outputs, expected, strict=True):
         torch.testing.assert_close(left, right, rtol=exact, atol=exact, equal_nan=True)
     for left, right in zip(grads, expected_grads, strict=True):

@@ -506,10 +506,10 @@ def test_chunked_calls_equal_one_long_call(name, pieces, batch):
             y, state = layer(piece, state)
             outputs.append(y)
     exact = {"rtol": 0, "atol": 0}
-    if layer.options.layer_norm or 1 in pieces:
+    if layer.options.layer_norm or min(pieces) * batch <= 8 or 1 in pieces:
         # The product of a normalised layer's input is torch's, which takes another kernel for few
-        # rows, as the engine does for a single step.
-        exact = {"rtol": 1e-5, "atol": 1e-6}
+        # rows, as the engine does for a short call.
+        exact = {"rtol": 1e-4, "atol": 1e-5}
     same(torch.cat(outputs), expected, **exact)
     same(state, last, **exact)
 

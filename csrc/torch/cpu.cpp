@@ -161,8 +161,7 @@ bool is_half(const Tensor& tensor) {
 Tensor widened(const char* op, const char* name, const Tensor& tensor) {
   check_given(op, name, tensor);
   STD_TORCH_CHECK(tensor.scalar_type() == ScalarType::Half, op, ": ", name,
-                  " must have dtype Half, got ",
-                  torch::headeronly::toString(tensor.scalar_type()));
+                  " must have dtype Half, got ", torch::headeronly::toString(tensor.scalar_type()));
   return torch::stable::to(tensor, ScalarType::Float);
 }
 
@@ -202,11 +201,11 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
   const Tensor lead = gates_x.has_value() ? *gates_x : *x;
   if (is_half(lead)) {
     const auto wide = [](const char* name, const auto& t) { return widened(kForward, name, t); };
-    const auto [y, h_n, c_n, saved, cells] = forward_cpu(
-        backend, cell_name, wide("gates_x", gates_x), wide("x", x), wide("w_ih", w_ih),
-        wide("b_ih", b_ih), wide("w_hh", w_hh), wide("b_hh", b_hh), wide("w_hr", w_hr),
-        wide("w_unit", w_unit), wide("h0", h0), wide("c0", c0), lengths, resets, reverse, keep_text,
-        control, seed);
+    const auto [y, h_n, c_n, saved, cells] =
+        forward_cpu(backend, cell_name, wide("gates_x", gates_x), wide("x", x), wide("w_ih", w_ih),
+                    wide("b_ih", b_ih), wide("w_hh", w_hh), wide("b_hh", b_hh), wide("w_hr", w_hr),
+                    wide("w_unit", w_unit), wide("h0", h0), wide("c0", c0), lengths, resets,
+                    reverse, keep_text, control, seed);
     return {rounded(y), rounded(h_n), rounded(c_n), rounded(saved), cells};
   }
   check_rank(kForward, gates_x.has_value() ? "gates_x" : "x", lead, gates_x.has_value() ? 5 : 3);
@@ -361,11 +360,11 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
                         bf16 ? 1.1 / 512 : 0);
   }
   const auto wide = [](const char* name, const auto& t) { return widened(kBackward, name, t); };
-  const auto [dgates_x, dgates_h, dh0, dc0, dw_unit, operand, dh] = run_backward(
-      backend, cell_name, wide("dy", dy), wide("dh_n", dh_n), wide("dc_n", dc_n), wide("y", y),
-      wide("saved", saved), cells, wide("w_hh", w_hh), wide("w_hr", w_hr), wide("w_unit", w_unit),
-      wide("h0", h0), wide("c0", c0), lengths, resets, reverse, keep_dh, control, seed, dcells,
-      1.1 / 4096);
+  const auto [dgates_x, dgates_h, dh0, dc0, dw_unit, operand, dh] =
+      run_backward(backend, cell_name, wide("dy", dy), wide("dh_n", dh_n), wide("dc_n", dc_n),
+                   wide("y", y), wide("saved", saved), cells, wide("w_hh", w_hh),
+                   wide("w_hr", w_hr), wide("w_unit", w_unit), wide("h0", h0), wide("c0", c0),
+                   lengths, resets, reverse, keep_dh, control, seed, dcells, 1.1 / 4096);
   return {rounded(dgates_x), rounded(dgates_h), rounded(dh0), rounded(dc0),
           dw_unit,           rounded(operand),  rounded(dh)};
 }

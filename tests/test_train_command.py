@@ -213,6 +213,23 @@ def test_a_killed_run_ends_with_the_same_weights(where, tmp_path, monkeypatch):
         assert whole.read_bytes() == killed.read_bytes()
 
 
+@pytest.mark.parametrize("where", [("step", 10), ("end", 1)], ids=["step", "end"])
+def test_a_killed_run_goes_on_with_its_mean_of_weights(where, tmp_path, monkeypatch):
+    options = (*SHORT, "--average", "0.9")
+    train("denoise", tmp_path / "whole", *options)
+    train("denoise", tmp_path / "plain", *SHORT)
+    with monkeypatch.context() as patch:
+        killed_in(patch, where)
+        with pytest.raises(Killed):
+            invoke("train", "denoise", "--run", tmp_path / "killed", *options)
+    train("denoise", tmp_path / "killed", *options)
+    whole, killed, plain = (
+        (tmp_path / run / "weights.safetensors").read_bytes()
+        for run in ("whole", "killed", "plain")
+    )
+    assert whole == killed != plain
+
+
 def test_a_run_that_stopped_early_stays_stopped(tmp_path, monkeypatch):
     options = ("--epochs", "30", "--patience", "1", "--hidden", "32", "--lr", "0.1")
     stopped = train("autoencoder", tmp_path / "whole", *options)

@@ -22,6 +22,7 @@ import torch
 from lightning.pytorch.callbacks import (
     Callback,
     EarlyStopping,
+    EMAWeightAveraging,
     ModelCheckpoint,
     RichProgressBar,
     Timer,
@@ -167,6 +168,8 @@ def fit(task: Task, run: Run, *, progress: bool = True) -> Fitted:
     stopping = EarlyStopping(WATCHED, patience=settings.patience, check_on_train_epoch_end=True)
     saved = run.read_checkpoint(run.last) if run.last.is_file() else None
     callbacks = [StepSeeds(settings.seed), history, glimpses, timer, stopping]
+    if settings.average:
+        callbacks.append(EMAWeightAveraging(decay=settings.average))
     with _quiet():
         trainer = _trainer(settings, run, callbacks, progress)
     if saved is None or not _stopped(saved, stopping):

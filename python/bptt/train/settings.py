@@ -54,6 +54,12 @@ class Settings(BaseModel):
     )
     lr: float = Field(1e-3, gt=0, description="Highest learning rate: it rises to it, then falls.")
     clip: float = Field(0.0, ge=0, description="Bound on the norm of all gradients (0: none).")
+    average: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Decay of a mean of weights over updates, then judged (0: none).",
+    )
     examples: int = Field(0, ge=0, description="Train on so many examples (0: all).")
     precision: Literal["32-true", "bf16-mixed", "16-mixed", "64-true"] = Field(
         "32-true", description="Of weights and arithmetic, by Lightning's names."

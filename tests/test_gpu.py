@@ -13,9 +13,12 @@ import torch
 import bptt
 import cuda_tiers
 import tiers
+from bptt.custom.library import CELLS_HERE, cell_named
 from bptt.engines import gpu, overlap
 from bptt.kernels import plan
+from bptt.recurrence.control import PLAIN
 from cases import ALL_CELLS, BF16, F16, F32, LSTMS, Case, call, check, make_inputs
+from variants import CONTROLS, Variant, check_variant
 
 pytestmark = [
     pytest.mark.gpu,
@@ -96,6 +99,16 @@ def test_small_enough_for_a_sanitizer(cell, backend):
 def test_as_planned(backend, cell, dtype, hidden, recompute):
     case = Case(cell, steps=7, batch=19, inputs=24, hidden=hidden, directions=2, masks="both")
     check(replace(case, recompute=recompute), dtype, backend, "cuda")
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["plain", "zoneout"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("cell", CELLS_HERE)
+@as_planned
+def test_cells_of_the_library(backend, cell, dtype, sampled):
+    control = CONTROLS["zoneout"] if sampled else PLAIN
+    variant = Variant(cell_named(cell).name, control, 9, 33, 24, 100, 2, masks="both")
+    check_variant(variant, backend, dtype, "cuda")
 
 
 @pytest.mark.parametrize("cell", ["rnn_tanh", "gru", "lstm"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -157,3 +158,11 @@ def test_weights_are_drawn_as_their_authors_do(name):
 
 def test_import_makes_none():
     assert not bptt.custom.library.cell_named.cache_info().currsize
+
+
+def test_the_cuda_kernels_have_the_structs_of_the_functions():
+    """Those of `csrc/cells/library.h`, but for how they are laid out on the page."""
+    from bptt.custom.library_header import header
+
+    path = Path(__file__).resolve().parent.parent / "csrc" / "cells" / "library.h"
+    assert "".join(path.read_text().split()) == "".join(header().split())

@@ -1,5 +1,5 @@
 // The kernels of csrc/cuda by cell, and what the host asks of the CUDA runtime.
-#include "../engine/cells_table.h"
+#include "cells.h"
 #include "exchange.cuh"
 #include "launch.h"
 
@@ -41,22 +41,22 @@ const char* gpu_start_error(int index) {
 }
 
 int64_t gpu_scratch(const GpuProblem& problem, const GpuPlan& plan) {
-  return with_cell(problem.cell,
-                   [&]<class Cell>() { return CellLaunch<Cell>::scratch(problem, plan); });
+  return with_gpu_cell(problem.cell,
+                       [&]<class Cell>() { return CellLaunch<Cell>::scratch(problem, plan); });
 }
 
 const char* gpu_forward(const GpuCall& call, const ForwardParams& params) {
   if (const char* error = number_error(call.number)) return error;
   if (const char* error = gpu::use_device(call.device)) return error;
-  return with_cell(params.sizes.cell,
-                   [&]<class Cell>() { return CellLaunch<Cell>::forward(call, params); });
+  return with_gpu_cell(params.sizes.cell,
+                       [&]<class Cell>() { return CellLaunch<Cell>::forward(call, params); });
 }
 
 const char* gpu_backward(const GpuCall& call, const BackwardParams& params) {
   if (const char* error = number_error(call.number)) return error;
   if (const char* error = gpu::use_device(call.device)) return error;
-  return with_cell(params.sizes.cell,
-                   [&]<class Cell>() { return CellLaunch<Cell>::backward(call, params); });
+  return with_gpu_cell(params.sizes.cell,
+                       [&]<class Cell>() { return CellLaunch<Cell>::backward(call, params); });
 }
 
 const char* gpu_exchange(Tier tier, int device, int blocks, int rounds, uint32_t* out,

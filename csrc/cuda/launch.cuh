@@ -171,10 +171,13 @@ auto backward_kernel(Tier tier) -> PersistentKernel<BackwardArgs<typename Number
   return recurrence_backward<Cell, Number, GridTeam, Weights>;
 }
 
+// Of csrc/cells/library.h.
+template <class Cell>
+concept IsPrinted = requires { Cell::kName; };
 // Cells that have persistent kernels; `has_persistent` in planner.h says the same of their kinds.
 template <class Cell>
-constexpr bool kPersistent =
-    Cell::kStages == 1 && Cell::kStates <= 2 && !kNormalized<Cell> && !std::is_same_v<Cell, Cifg>;
+constexpr bool kPersistent = Cell::kStages == 1 && Cell::kStates <= 2 && !kNormalized<Cell> &&
+                             !std::is_same_v<Cell, Cifg> && !IsPrinted<Cell>;
 
 // Null where there is none: the step tier, and what plan_error refuses.
 template <class Cell, class Number>

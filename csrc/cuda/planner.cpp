@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "../engine/cells_table.h"
+#include "cells.h"
 
 namespace bptt {
 namespace {
@@ -79,6 +79,9 @@ constexpr auto tiles_of(A count, B size) {
 
 const CellTraits& traits_of(CellKind kind) {
   for (const CellTraits& cell : kCells) {
+    if (cell.kind == kind) return cell;
+  }
+  for (const CellTraits& cell : kLibraryCells) {
     if (cell.kind == kind) return cell;
   }
   return kCells[0];  // there is no other kind
@@ -335,7 +338,11 @@ void model_diagonal(const GpuProblem& p, GpuPlan* plan) {
   plan->blocks = static_cast<int>(std::clamp<double>(std::ceil(units / kMostThreads), 1, kLargest));
   plan->waves = 1;
   plan->exchanges = p.norms ? 2 : 0;
-  const double bytes = units * element_bytes(p.number) * (p.backward ? 4 : 2);
+  const CellTraits& cell = traits_of(p.cell);
+  const double outputs = cell.states, gates = cell.gates;
+  const double planes =
+      p.backward ? gates * (cell.shared_gates ? 1 : 2) + cell.saved + 3 * outputs : gates + outputs;
+  const double bytes = units * element_bytes(p.number) * planes;
   plan->step_us = std::max(kDiagonalUs, bytes / kL2BytesPerUs) + plan->exchanges * kLaunchUs;
   plan->sequence_us = kPersistentUs + static_cast<double>(p.steps) * plan->step_us;
 }
@@ -482,7 +489,7 @@ struct Search {
 
 bool has_persistent(CellKind kind) {
   const CellTraits& cell = traits_of(kind);
-  return cell.stages == 1 && cell.states <= 2 && !cell.normalized && kind != CellKind::kCifg;
+  return cell.stages == 1 && cell.states <= 2 && !cell.normalized && kind < CellKind::kCifg;
 }
 
 int element_bytes(NumberKind number) {

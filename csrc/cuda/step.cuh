@@ -47,7 +47,7 @@ template <class Cell, class Number>
 size_t steps_scratch(const SizeArgs& sizes, bool controlled, bool backward) {
   const bool on = controlled || kNormalized<Cell>;
   if constexpr (Cell::kStages == 0) {
-    return backward ? diagonal_scratch(sizes, on) : 0;
+    return backward ? diagonal_scratch<Cell>(sizes, on) : 0;
   } else {
     return backward ? step_backward_scratch<Cell, Number>(sizes, on)
                     : step_forward_scratch<Cell, Number>(sizes, on);

@@ -19,7 +19,7 @@ struct CellTraits {
 
   int64_t cell_states() const { return states - 1; }
   // Whether its output can be projected to a smaller hidden state.
-  bool projects() const { return states == 2 && !normalized && kind < CellKind::kCustom; }
+  bool projects() const { return states == 2 && !normalized && kind < CellKind::kMinGru; }
 };
 
 template <class Cell>

@@ -4,21 +4,17 @@
 
 #include <cmath>
 
+#include "../cells/choices.h"
 #include "simd.h"
 
 namespace bptt {
-namespace {
 
-template <class V>
-struct ConstantOf;
 template <class T, int N>
 struct ConstantOf<Rows<T, N>> {
   static BPTT_INLINE Rows<T, N> value(double x) { return Rows<T, N>(static_cast<T>(x)); }
 };
-template <class V>
-BPTT_INLINE V constant(double x) {
-  return ConstantOf<V>::value(x);
-}
+
+namespace {
 
 template <class T, int N, class F>
 BPTT_INLINE Rows<T, N> each_row(Rows<T, N> x, F f) {
@@ -35,20 +31,6 @@ BPTT_INLINE Rows<T, N> where_equal(Rows<T, N> a, Rows<T, N> b, Rows<T, N> yes, R
   return Rows<T, N>::each(
       [&](int r) { return Vec<T>(a.row[r].raw == b.row[r].raw ? yes.row[r].raw : no.row[r].raw); });
 }
-// Conditions are 1 or 0.
-template <class V>
-BPTT_INLINE V where(V condition, V yes, V no) {
-  return where_less(V(0), condition, yes, no);
-}
-template <class V>
-BPTT_INLINE V maximum(V a, V b) {
-  return where_equal(b, b, larger(a, b), b);
-}
-template <class V>
-BPTT_INLINE V minimum(V a, V b) {
-  return where_equal(b, b, where_less(b, a, b, a), b);
-}
-
 // Of each lane, by the standard library: exact, and slow.
 template <class T, int N, class F>
 BPTT_OUT_OF_LINE Rows<T, N> by_lanes(Rows<T, N> x, F f) {

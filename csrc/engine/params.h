@@ -26,6 +26,14 @@ enum class CellKind {
   kRnnLayerNorm,
   kGruLayerNorm,
   kLstmLayerNorm,
+  // In csrc/cuda/cells.h alone; on a CPU custom.h loads them.
+  kMinGru,
+  kMinLstm,
+  kSru,
+  kDiagonalGru,
+  kDiagonalLstm,
+  kLightGru,
+  kMinimalGatedUnit,
   kCustom  // the first of those that custom.h loads
 };
 

@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "../cells/library.h"
 #include "../cells/lstm.h"
 #include "../cells/rnn.h"
 #include "../cuda/launch.cuh"
@@ -157,6 +158,7 @@ void run(const std::string& tier, NumberKind number, int held, uint64_t seed) {
   } else if (tier == "diagonal") {
     using Cell = Diagonal<Rnn<Relu>>;
     run<Cell, S>(CellKind::kIndRnn, kAll, Tier::kStep, number, held, seed);
+    run<DiagonalLstm, S>(CellKind::kDiagonalLstm, {}, Tier::kStep, number, held, seed);
   } else {
     run<Lstm<false>, S>(CellKind::kLstm, {}, tiers.at(tier), number, held, seed);
   }

@@ -1,8 +1,8 @@
 // A recurrence on a GPU as the ops name it.
 #pragma once
 
+#include "../cuda/cells.h"
 #include "../cuda/planner.h"
-#include "../engine/cells_table.h"
 #include "checks.h"
 
 namespace bptt {
@@ -34,7 +34,7 @@ inline Tier tier_of(const char* op, const Text& name) {
 }
 
 inline CellTraits cell_of(const char* op, const Text& name) {
-  const CellTraits* traits = find_cell(name.value.c_str());
+  const CellTraits* traits = find_gpu_cell(name.value.c_str());
   STD_TORCH_CHECK(traits != nullptr, op, ": unknown cell \"", name.value, "\"");
   return *traits;
 }

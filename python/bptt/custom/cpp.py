@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from textwrap import indent
 
@@ -59,7 +60,7 @@ CPP = Language(
     fused="settled({0})",
 )  # fmt: skip
 
-_TEMPLATE = """\
+_FILE = """\
 // Written by bptt/custom/cpp.py from the Python function {name}.
 #include "engine/simd.h"
 #include "engine/custom_math.h"
@@ -67,10 +68,15 @@ _TEMPLATE = """\
 
 namespace bptt {{
 
-struct CustomStruct {{
+{struct}
+}}  // namespace bptt
+"""
+
+_STRUCT = """\
+struct {struct} {{
   static constexpr int kGates = {gates}, kStates = {states}, kSaved = {saved};
   static constexpr int kUnitWeights = {weights}, kStages = {stages};
-  static constexpr bool kSharedGates = {shared}, kFree = {free};
+  static constexpr bool kSharedGates = {shared}, kFree = {free};{more}
 
   template <class Math, class V>
   BPTT_HOST_DEVICE static void forward(const Math&, const V* gates_x, const V* gates_h,
@@ -96,8 +102,6 @@ struct CustomStruct {{
 {backward}
   }}
 }};
-
-}}  // namespace bptt
 """
 
 _PIECE = """\
@@ -114,14 +118,28 @@ _STORAGE = {"float32": "float", "float64": "double", "bfloat16": "bptt::BFloat16
 ENGINE_SOURCES = ("engine/team.cpp", "engine/plan.cpp")
 
 
-def struct(name: str, program: Program, kept: list[int], reads_hidden: bool, product: str) -> str:
+def file(name: str, program: Program, kept: list[int], reads_hidden: bool, product: str) -> str:
+    """A cell's struct as a file for the cpu backend; arguments as for `struct`."""
+    text = struct("CustomStruct", program, kept, reads_hidden, product)
+    return _FILE.format(name=name, struct=text)
+
+
+def struct(
+    name: str,
+    program: Program,
+    kept: list[int],
+    reads_hidden: bool,
+    product: str,
+    more: Sequence[str] = (),
+) -> str:
     """The struct of a cell.
 
     Args:
-        name: of its function.
+        name: of the struct.
         program: what it computes.
         kept, reads_hidden: what `partition.kept_values` gives.
         product: "dense", "diagonal" or "none": what the hidden state enters the gates through.
+        more: further lines for it.
     """
     gates = len(program.dgates_x)
     language = CPP
@@ -145,8 +163,9 @@ def struct(name: str, program: Program, kept: list[int], reads_hidden: bool, pro
     unused = "(void)gates_x, (void)gates_h, (void)states_prev, (void)w_unit, (void)saved;"
     lines.insert(0, unused)
     made.append(used.replace("(void)gates_h, ", "") + ", (void)dw_unit;")
-    return _TEMPLATE.format(
-        name=name,
+    return _STRUCT.format(
+        struct=name,
+        more="".join(f"\n  {line}" for line in more),
         gates=gates,
         states=len(program.states),
         saved=len(kept),

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -72,7 +72,13 @@ CELLS_HERE: dict[str, tuple[Callable[..., Any], tuple[str, ...], str]] = {
 
 
 class LibraryCell(UserCell):
-    """A cell of this file; pickled by its name here."""
+    """A cell of this file; pickled by its name here.
+
+    The CUDA kernels know it by its struct in `csrc/cells/library.h`, which `library_header.py`
+    writes.
+    """
+
+    packaged: ClassVar[bool] = True
 
     def __reduce__(self) -> Any:
         return cell_named, (self.__name__,)

@@ -49,7 +49,7 @@ def prepare(name: str, text: str, dtype: str, controlled: bool) -> bool:
 
     Args:
         name: what the engine knows the cell by.
-        text: its struct, as `cpp.struct` writes it.
+        text: its struct, as `cpp.file` writes it.
         dtype: one of `DTYPES`.
         controlled: whether the loops do more than run the cell.
     """

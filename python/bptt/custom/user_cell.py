@@ -6,13 +6,13 @@ import hashlib
 import inspect
 import re
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from ..recurrence.cells import CELLS, PLAIN_MATH, CellMath, CellSpec, Recur, States
 from . import cpp, triton_code
-from .program import CellError
+from .program import CellError, Program
 
 _MOST_GATES, _MOST_STATES = 4, 4
 _FORM = "`def cell(gates_x, gates_h, h, ..., *, weight, ...)`"
@@ -87,7 +87,10 @@ class UserCell:
     Attributes:
         name: what backends know the cell by: the function's name and a digest of what it computes.
         spec: its row in `bptt.recurrence.cells.CELLS`.
+        packaged: whether the CUDA kernels know it.
     """
+
+    packaged: ClassVar[bool] = False
 
     def __init__(
         self, function: Callable[..., Any], gates: tuple[str, ...], product: str = "dense"
@@ -97,13 +100,11 @@ class UserCell:
         self.__qualname__ = getattr(function, "__qualname__", self.__name__)
         self.__module__ = getattr(function, "__module__", "__main__")
         self.__doc__ = function.__doc__
-        from . import partition, tracing  # here, as what they import takes a while
+        from . import partition  # here, as what it imports takes a while
 
-        products = product != "none"
-        states, weights = _signature(self.__name__, function, products)
-        program = tracing.trace(function, len(gates), len(states), weights, products)
+        states, weights, program = traced(self.__name__, function, len(gates), product)
         kept, reads_hidden = partition.kept_values(program)
-        text = cpp.struct(self.__name__, program, kept, reads_hidden, product)
+        text = cpp.file(self.__name__, program, kept, reads_hidden, product)
         digest = hashlib.sha256(text.encode()).hexdigest()[:8]
         self.name = f"{re.sub('[^A-Za-z0-9_]', '', self.__name__) or 'cell'}_{digest}"
         self.spec = CellSpec(
@@ -116,6 +117,7 @@ class UserCell:
             stages=1 if product == "dense" else 0,
             shared_gates=program.dgates_x == program.dgates_h,
             free=product == "none",
+            packaged=self.packaged,
             custom={
                 "struct.h": text,
                 "triton.py": triton_code.module(self.__name__, program, kept, reads_hidden),
@@ -151,6 +153,17 @@ class UserCell:
             given.append(tuple(recur(states[0])))
         after = self.function(*given, *states, **weights)
         return tuple(after) if isinstance(after, (tuple, list)) else (after,)
+
+
+def traced(
+    name: str, function: Callable[..., Any], gates: int, product: str
+) -> tuple[tuple[str, ...], tuple[str, ...], Program]:
+    """The names of a cell's states and of its unit weights, and what its function computes."""
+    from . import tracing  # here, as what it imports takes a while
+
+    products = product != "none"
+    states, weights = _signature(name, function, products)
+    return states, weights, tracing.trace(function, gates, len(states), weights, products)
 
 
 def _signature(

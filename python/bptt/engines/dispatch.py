@@ -214,7 +214,8 @@ def _gpu_supports(name: str, emulator: str, problem: Problem) -> str | None:
 
 
 def _cuda_supports(problem: Problem) -> str | None:
-    if CELLS[problem.cell].custom is not None:
+    spec = CELLS[problem.cell]
+    if spec.custom is not None and not spec.packaged:
         return "cuda: its kernels are compiled with the package, and know no cell of bptt.cell"
     return _gpu_supports("cuda", "simulator", problem)
 

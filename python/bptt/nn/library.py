@@ -1,7 +1,8 @@
 """Layers of the cells in `bptt.custom.library`: no code of their own in any engine.
 
-Like every cell that `bptt.cell` makes they are compiled where they are first used on a CPU, and run
-on a GPU by Triton.
+Like every cell that `bptt.cell` makes they are compiled where they are first used on a CPU. On a
+GPU Triton runs them, or the CUDA kernels, which are compiled with structs printed from the same
+functions (`bptt.custom.library_header`).
 """
 
 from __future__ import annotations

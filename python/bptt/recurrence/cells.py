@@ -67,6 +67,7 @@ class CellSpec:
         free: whether a cell without a recurrent product sees the states in no way but its own:
             then no unit weight multiplies the hidden state on its way into the gates.
         custom: the sources of a cell made by `bptt.cell`; None for those that are built in.
+        packaged: whether the CUDA kernels know such a cell nevertheless.
     """
 
     name: str
@@ -80,6 +81,7 @@ class CellSpec:
     normalized: bool = False
     free: bool = False
     custom: dict[str, str] | None = None
+    packaged: bool = False
 
     @property
     def has_cell_state(self) -> bool:

@@ -377,7 +377,8 @@ class SLSTM(RecurrentLayer):
     Forward: as in `RNN`, with hx a tuple (h, c, n, m) of `[L*D, B, H]` each, and the final states
     such a tuple. All zeros is the empty state.
 
-    Parameters: under the names and in the shapes of `LSTM`.
+    Parameters: under the names and in the shapes of `LSTM`. Those of an sLSTMLayer of the authors'
+    package xlstm come with `bptt.interop.xlstm.slstm`.
     """
 
     _kind = "SLSTM"

@@ -26,6 +26,7 @@ from bptt.tools.bench import (
     timing,
 )
 from bptt.tools.bench import problems as known
+from bptt.tools.bench.layers import KINDS, OTHERS
 from bptt.tools.bench.problems import Problem
 from bptt.tools.bench.run import Run, relative_error
 from bptt.tools.cli.app import app
@@ -91,12 +92,13 @@ def test_the_class_of_kernel_that_cudnn_takes(changes, kind):
     assert problem(**changes).cudnn_class == kind
 
 
-@pytest.mark.parametrize("layer", known.LAYERS)
+@pytest.mark.parametrize("layer", KINDS)
 @pytest.mark.parametrize(("layers", "directions"), [(1, 1), (2, 2)])
 def test_operations_and_bytes_are_those_of_the_weights(layer, layers, directions):
     one = Problem(layer, "fp32", 7, 3, 5, 4, layers, directions, "inference")
     options = {"num_layers": layers, "bidirectional": directions == 2, "bias": False}
-    weights = sum(p.numel() for p in getattr(nn, layer)(5, 4, **options).parameters())
+    made = KINDS[layer].make(5, 4, **options)
+    weights = sum(p.numel() for p in made.parameters() if p.dim() == 2)  # of products
     assert one.flop == 2 * weights * 7 * 3
     rows, width = 7 * 3, 4 * directions
     inputs = 5 + (layers - 1) * width
@@ -110,7 +112,7 @@ def test_operations_and_bytes_are_those_of_the_weights(layer, layers, directions
 def test_grids_by_name(name, device):
     grid = known.grid(name, device)
     assert len(grid) == len(set(grid)) > 3
-    assert {p.layer for p in grid} >= {"LSTM", "GRU"}
+    assert {p.layer for p in grid} >= (set(OTHERS) if name == "cells" else {"LSTM", "GRU"})
     if device == "cuda":
         assert "PERSIST_STATIC" in {p.cudnn_class for p in known.grid("hard-case", "cuda")}
 
@@ -283,6 +285,20 @@ def test_onnxruntime_runs_the_exported_layer(path):
     entry = inference["providers"]["onnxruntime"]
     assert entry["status"] == "timed" and entry["error"] < 1e-5
     assert step["providers"]["onnxruntime"]["reason"] == "inference in float32 on a CPU only"
+
+
+def test_layers_that_torch_nn_lacks_stand_beside_the_loop_in_python(path):
+    options = ["--layers", "IndRNN,LSTM-4-heads,LSTM", "--shapes", "4x2x3x8", "--passes", "step"]
+    options += ["--seconds", "0.01", "--provider", "bptt", "--provider", "onnxruntime"]
+    assert bench(path, *options, small=False).exit_code == 0
+    rows = {row["layer"]: row["providers"] for row in rows_of(path)}
+    for layer in ("IndRNN", "LSTM-4-heads"):
+        providers_of = rows[layer]
+        assert providers_of["torch.nn"] == {"status": "absent", "reason": "has no such layer"}
+        assert providers_of["onnxruntime"]["reason"] == "has no such layer"
+        assert "ratio" in providers_of["bptt"] and "ratio" not in providers_of["bptt reference"]
+    assert {"ratio"} <= rows["LSTM"]["bptt"].keys() and "ratio" not in rows["LSTM"]["torch.nn"]
+    assert "bptt reference" in path.with_suffix(".md").read_text()
 
 
 def test_an_absent_provider_says_why(path):

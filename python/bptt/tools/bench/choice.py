@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from .layers import LAYERS
 from .problems import PRECISIONS
 from .results import Result
 
@@ -24,7 +25,10 @@ def table(result: Result) -> dict[str, Any]:
     rows = [
         row
         for row in content["rows"]
-        if row["which"] == WHICH and row["layers"] == 1 and row["precision"] != "fp32"
+        if row["layer"] in LAYERS
+        and row["which"] == WHICH
+        and row["layers"] == 1
+        and row["precision"] != "fp32"
     ]
     return {
         "device": device["name"] if device["kind"] == "cuda" else device["kind"],

@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from .problems import GATES, PRECISIONS, Problem
+from .layers import KINDS
+from .problems import PRECISIONS, Problem
 from .timing import Failure, milliseconds
 
 _CPU_SIZE, _GPU_SIZE = 2048, 8192  # of the matrices
@@ -93,7 +94,8 @@ def _least_step_us(problem: Problem, figures: dict[str, Any]) -> float:
     measured = figures.get("exchanges_us") or {}
     if not measured:
         return 0.0
-    weights = GATES[problem.layer] * problem.hidden**2 * problem.dtype.itemsize
+    kind = KINDS[problem.layer]
+    weights = kind.gates * kind.share * problem.hidden**2 * problem.dtype.itemsize
     blocks = math.ceil(weights / _BLOCK_BYTES)
     enough = [us for name, us in measured.items() if int(name.rpartition(" ")[2]) >= blocks]
     return min(enough or measured.values())

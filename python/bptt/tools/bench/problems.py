@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-LAYERS = ("RNN", "GRU", "LSTM")
-GATES = {"RNN": 1, "GRU": 3, "LSTM": 4}
+from .layers import KINDS, LAYERS, OTHERS
+
 # Name: dtype of the tensors, and how float32 is multiplied.
 PRECISIONS = {
     "fp32": (torch.float32, "ieee"),
@@ -30,7 +30,7 @@ class Problem:
     """One layer, or a stack of equal ones, on one batch.
 
     Attributes:
-        layer: "RNN" (tanh), "GRU" or "LSTM".
+        layer: a name in `layers.KINDS`: "RNN" (tanh), "GRU", "LSTM", or another of bptt's.
         precision: a name in `PRECISIONS`.
         steps, batch, input, hidden: T, B, I and H.
         layers: L.
@@ -50,7 +50,7 @@ class Problem:
 
     def __post_init__(self) -> None:
         for name, value, known in (
-            ("layer", self.layer, LAYERS),
+            ("layer", self.layer, tuple(KINDS)),
             ("precision", self.precision, tuple(PRECISIONS)),
             ("pass", self.which, PASSES),
             ("directions", self.directions, (1, 2)),
@@ -68,10 +68,15 @@ class Problem:
     @property
     def flop(self) -> int:
         """Operations of the matrix products; pointwise work is not counted."""
-        width = self.directions * GATES[self.layer] * self.hidden
+        return 2 * self.steps * self.batch * self._weights * _PRODUCTS[self.which]
+
+    @property
+    def _weights(self) -> int:
+        """How many weights there are in products."""
+        kind = KINDS[self.layer]
         inputs = self.input + (self.layers - 1) * self.directions * self.hidden
-        per_row = 2 * width * (inputs + self.layers * self.hidden)
-        return self.steps * self.batch * per_row * _PRODUCTS[self.which]
+        read = inputs + self.layers * int(self.hidden * kind.share)
+        return self.directions * kind.gates * self.hidden * read
 
     @property
     def bytes(self) -> int:
@@ -83,8 +88,7 @@ class Problem:
         """
         rows, width = self.steps * self.batch, self.directions * self.hidden
         inputs = self.input + (self.layers - 1) * width
-        weights = self.directions * GATES[self.layer] * self.hidden
-        weights *= inputs + self.layers * self.hidden
+        weights = self._weights
         outputs = rows * width * self.layers
         forward = weights + rows * inputs + outputs
         backward = forward + outputs + weights + rows * inputs
@@ -146,7 +150,7 @@ _GPU_SHAPES = (
 )
 _HARD = (1024, 16, 768)  # the shape on which cuDNN is at its best
 _TRAINING = ("inference", "step")
-GRIDS = ("quick", "standard", "hard-case", "short", "bf16", "full")
+GRIDS = ("quick", "standard", "hard-case", "short", "bf16", "cells", "full")
 
 
 def grid(name: str, device: str) -> list[Problem]:
@@ -154,7 +158,8 @@ def grid(name: str, device: str) -> list[Problem]:
 
     quick: a few minutes at most. standard: what the README shows. hard-case: where cuDNN is at its
     best. short: calls of 1 to 16 steps, as decoders, policies and streams make them. bf16: the
-    shapes of standard in bfloat16. full: every pass, precision and size, stacks and long sequences;
+    shapes of standard in bfloat16. cells: the layers that torch.nn lacks, beside a loop in
+    Python. full: every pass, precision and size, stacks and long sequences;
     hours on a CPU.
 
     Raises:
@@ -187,6 +192,9 @@ def grid(name: str, device: str) -> list[Problem]:
         ]
     if name == "bf16":
         return product(LAYERS, ("bf16",), _GPU_SHAPES if gpu else _CPU_SHAPES, (1, 2), _TRAINING)
+    if name == "cells":
+        shape = (256, 64, 256) if gpu else (100, 32, 256)
+        return product(OTHERS, ("bf16", "tf32") if gpu else ("fp32",), (shape,), passes=_TRAINING)
     if name == "full":
         sizes = [64, 128, 256, 512, 768, 1024, 2048] if gpu else [32, 64, 128, 256, 512]
         shapes = [(256 if gpu else 64, b, h) for h in sizes for b in (1, 16, 64, 256)]

@@ -7,8 +7,9 @@ library's conventions can be wrong without a wrong time being shown.
 
 from __future__ import annotations
 
+import copy
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 
 import bptt
 from bptt.engines import gpu
+from bptt.nn.base import RecurrentLayer
 
+from .layers import BASELINE, LAYERS, PYTHON
 from .problems import PRECISIONS, Problem
 
-BASELINE = "torch.nn"
 Layer = Callable[[Tensor], Tensor]  # [T, B, I] to [T, B, D*H]
 
 
@@ -35,7 +37,8 @@ class Provider:
 
     Attributes:
         name: what it is called in tables and on the command line.
-        make: from torch.nn's layer to a module whose call on x [T, B, I] gives y [T, B, D*H].
+        make: from torch.nn's layer, or bptt's that torch.nn lacks, to a module whose call on
+            x [T, B, I] gives y [T, B, D*H].
         why_not: the reason why it cannot run a problem on "cpu" or "cuda", or None.
         context: what its calls run under.
         compiled: whether its first call compiles; the time of that is recorded.
@@ -43,7 +46,7 @@ class Provider:
     """
 
     name: str
-    make: Callable[[nn.RNNBase], nn.Module]
+    make: Callable[[Any], nn.Module]
     why_not: Callable[[Problem, str], str | None]
     context: Callable[[], AbstractContextManager[Any]] = nullcontext
     compiled: bool = False
@@ -53,7 +56,7 @@ class Provider:
 def providers(device: str) -> list[Provider]:
     """All of them, the baseline first."""
     ways = [torch_nn(), compiled_torch_nn(), ours("bptt"), compiled_bptt()]
-    names = ("cpu", "reference") if device == "cpu" else ("cuda", "triton")
+    names = ("cpu", "reference") if device == "cpu" else ("cuda", "triton", "reference")
     ways += [ours(f"bptt {name}", name) for name in names]
     if device == "cuda":
         ways += [tier(name) for name in gpu.TIERS]
@@ -61,8 +64,10 @@ def providers(device: str) -> list[Provider]:
     return [*ways, flashrnn(), haste(), torchrl(), onnxruntime()]
 
 
-def named(names: list[str], device: str) -> list[Provider]:
-    """Those with these names, or all; the baseline is always among them.
+def named(
+    names: list[str], device: str, baselines: Collection[str] = (BASELINE,)
+) -> list[Provider]:
+    """Those with these names, or all; the baselines are always among them.
 
     Raises:
         ValueError: a name that no provider has.
@@ -71,7 +76,13 @@ def named(names: list[str], device: str) -> list[Provider]:
     for name in names:
         if name not in known:
             raise ValueError(f"provider must be one of {', '.join(known)}; got {name!r}")
-    return [p for p in known.values() if not names or p.name in names or p.name == BASELINE]
+    return [p for p in known.values() if not names or p.name in {*names, *baselines}]
+
+
+def lacks(provider: Provider, layer: str) -> str | None:
+    """Why a provider that is no way of bptt's cannot: it has torch.nn's layers alone."""
+    ways = ("bptt", "bptt compiled", "bptt cpu", PYTHON, "bptt cuda", "bptt triton")
+    return None if layer in LAYERS or provider.name in ways else "has no such layer"
 
 
 # --- torch.nn -------------------------------------------------------------------------------------
@@ -128,8 +139,10 @@ def _has_compiler(device: str) -> bool:
 # --- bptt -----------------------------------------------------------------------------------------
 
 
-def twin(layer: nn.RNNBase) -> nn.RNNBase:
+def twin(layer: nn.Module) -> nn.Module:
     """bptt's layer with the same options and weights."""
+    if not isinstance(layer, nn.RNNBase) or isinstance(layer, RecurrentLayer):
+        return copy.deepcopy(layer)
     options = {"num_layers": layer.num_layers, "bidirectional": layer.bidirectional}
     place = next(layer.parameters())
     made = getattr(bptt, type(layer).__name__)(
@@ -152,6 +165,8 @@ def ours(name: str, backend: str = "auto") -> Provider:
     def why_not(problem: Problem, device: str) -> str | None:
         if backend == "auto":
             return None
+        if backend == "reference" and device == "cuda" and problem.layer in LAYERS:
+            return f"{BASELINE} is the comparison"
         status = next(status for status in bptt.backends() if status.name == backend)
         return None if status.available else status.reason
 

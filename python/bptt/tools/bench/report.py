@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from .layers import BASELINE, KINDS, baseline_of
 from .machine import DISTURBING
-from .problems import GATES, PASSES
-from .providers import BASELINE
+from .problems import PASSES
 from .results import Result
 
 Row = dict[str, Any]
@@ -82,7 +82,8 @@ def figures_lines(content: dict[str, Any]) -> list[str]:
 
 def means_table(rows: Sequence[Row]) -> str:
     """Geometric means of the ratios of each provider, by layer, precision, class and pass."""
-    names = [name for name in names_in(rows) if name != BASELINE]
+    baselines = {baseline_of(row["layer"]) for row in rows}
+    names = [name for name in names_in(rows) if name not in baselines]
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         key = (row["layer"], row["precision"], row["cudnn_class"] or "", row["which"])
@@ -181,8 +182,9 @@ def markdown(result: Result, plots: Sequence[Path]) -> str:
         f"{machine_line(content)}. {source_line(content)}.",
         "\n".join(figures_lines(content)),
         "Ratio: median time of torch.nn / median time of the provider, timed in turns in one run; "
-        "above 1 the provider is faster. The floor is the least that the device allows by the "
-        "figures above (`bptt.tools.bench.floor`).",
+        "above 1 the provider is faster. Of layers that torch.nn lacks it is that of bptt "
+        "reference, a loop in Python over torch's operations. The floor is the least that the "
+        "device allows by the figures above (`bptt.tools.bench.floor`).",
     ]
     if rows:
         parts += ["## Geometric means of the ratios", means_table(rows)]
@@ -219,7 +221,7 @@ def _heat_maps(path: Path, rows: Sequence[Row]) -> list[Path]:
         some = [row for row in rows if row["which"] == which and "ratio" in _entry(row, "bptt")]
         if len({(row["hidden"], row["batch"]) for row in some}) < 2:
             continue
-        layers = [name for name in GATES if any(row["layer"] == name for row in some)]
+        layers = [name for name in KINDS if any(row["layer"] == name for row in some)]
         precisions = list(dict.fromkeys(row["precision"] for row in some))
         figure, axes = _panels(len(precisions), len(layers))
         figure.suptitle(f"torch.nn / bptt, {which}: above 1 bptt is faster")

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .problems import LAYERS, PASSES, PRECISIONS, Problem
+from .layers import KINDS
+from .problems import PASSES, PRECISIONS, Problem
 
 VERSION = 2
 STATUSES = ("timed", "wrong", "failed", "absent")
@@ -58,7 +59,7 @@ ENTRY: dict[str, Any] = {
 ROW: dict[str, Any] = {
     "type": "object",
     "properties": {
-        "layer": {"enum": list(LAYERS)},
+        "layer": {"enum": list(KINDS)},
         "precision": {"enum": list(PRECISIONS)},
         "which": {"enum": list(PASSES)},
         **dict.fromkeys(("steps", "batch", "input", "hidden", "layers", "directions"), _COUNT),

@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+import bptt
+
 from . import floor, machine, memory
+from .layers import KINDS, baseline_of
 from .problems import PRECISIONS, Problem
-from .providers import BASELINE, Provider
+from .providers import Provider, lacks
 from .results import Result
 from .timing import Call, Failure, Spread, measure, ratio, short
 
-SLACK = 4  # how many times torch.nn's error, and a unit of the precision on top, is still right
+SLACK = 4  # how many times the baseline's error, and a unit of the precision on top, is still right
 TF32_UNIT = 1e-3
 
 
@@ -27,7 +30,7 @@ class Setting:
 
     x: Tensor
     dy: Tensor
-    theirs: nn.RNNBase
+    theirs: nn.Module
     exact: list[Tensor]
     modules: dict[str, nn.Module]
 
@@ -35,16 +38,18 @@ class Setting:
     def of(cls, problem: Problem, device: str) -> Setting:
         torch.manual_seed(0)
         options = {"num_layers": problem.layers, "bidirectional": problem.directions == 2}
-        kind = getattr(nn, problem.layer)
-        theirs = kind(problem.input, problem.hidden, **options).to(device, problem.dtype)
-        exact = kind(problem.input, problem.hidden, **options).to(device, torch.float64)
+        kind = KINDS[problem.layer]
+        theirs = kind.make(problem.input, problem.hidden, **options).to(device, problem.dtype)
+        exact = kind.make(problem.input, problem.hidden, **options).to(device, torch.float64)
         exact.load_state_dict(theirs.state_dict())
         x = torch.randn(problem.steps, problem.batch, problem.input).to(device, problem.dtype)
         width = problem.directions * problem.hidden
         dy = torch.randn(problem.steps, problem.batch, width).to(device, problem.dtype)
         input64 = x.double().requires_grad_()
-        y = exact(input64)[0]
-        y.backward(dy.double())
+        # torch.nn's layers do not know what is forced.
+        with bptt.backend("reference"):
+            y = exact(input64)[0]
+            y.backward(dy.double())
         grads = [input64.grad, *(p.grad for p in exact.parameters())]
         return cls(x, dy, theirs, [y.detach(), *(g for g in grads if g is not None)], {})
 
@@ -70,7 +75,7 @@ class Run:
 
     Args:
         result: where rows go, and which rows there are already.
-        providers: all to measure, `BASELINE` first.
+        providers: all to measure.
         device: "cpu" or "cuda".
         seconds: for the rounds of one problem.
         said: called with a line of text.
@@ -133,13 +138,13 @@ class Run:
         with floor.multiplied_as(PRECISIONS[problem.precision][1]):
             entries: dict[str, dict[str, Any]] = {}
             calls: dict[str, Call] = {}
-            limit = float("inf")
-            for provider in self.providers:
+            limit, baseline = float("inf"), baseline_of(problem.layer)
+            for provider in sorted(self.providers, key=lambda p: p.name != baseline):
                 entry, call = self._checked(problem, provider, setting, limit)
                 entries[provider.name] = entry
                 if call is not None:
                     calls[provider.name] = call
-                if provider.name == BASELINE and call is not None:
+                if provider.name == baseline and call is not None:
                     eps = torch.finfo(problem.dtype).eps
                     unit = TF32_UNIT if problem.precision == "tf32" else eps
                     limit = SLACK * (entry["error"] + unit)
@@ -152,7 +157,7 @@ class Run:
         """What is known before times are: error, memory, launches; and the call if it is right."""
         if [str(problem), provider.name] in self.result.content.get("crashed", []):
             return failed("the process ended while it ran"), None
-        reason = provider.why_not(problem, self.device)
+        reason = lacks(provider, problem.layer) or provider.why_not(problem, self.device)
         if reason is not None:
             return {"status": "absent", "reason": reason}, None
         self._running(problem, provider)
@@ -224,8 +229,9 @@ class Run:
             entry["share_of_floor"] = least / spread.median
             entry["share_of_gemm"] = entry["gflops"] / figures[f"gemm_{problem.precision}"]
             entry["share_of_copy"] = entry["gbytes_per_s"] / figures["copy"]
-            if name != BASELINE and BASELINE in times:
-                middle, first, third = ratio(times[BASELINE], each)
+            baseline = baseline_of(problem.layer)
+            if name != baseline and baseline in times:
+                middle, first, third = ratio(times[baseline], each)
                 entry["ratio"] = {"median": middle, "q1": first, "q3": third}
 
     def _row(self, problem: Problem, entries: dict[str, dict[str, Any]]) -> dict[str, Any]:

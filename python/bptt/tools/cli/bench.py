@@ -24,9 +24,9 @@ def refuse(message: object) -> NoReturn:
 
 def bench(
     grid: Annotated[
-        str, typer.Argument(help="quick, standard, hard-case, short, bf16, full")
+        str, typer.Argument(help="quick, standard, hard-case, short, bf16, cells, full")
     ] = "quick",
-    layers: Annotated[str, typer.Option(help="RNN,GRU,LSTM: a grid of your own")] = "",
+    layers: Annotated[str, typer.Option(help="RNN,GRU,LSTM,SRU,...: a grid of your own")] = "",
     shapes: Annotated[str, typer.Option(help="TxBxH or TxBxIxH, e.g. 100x32x128,50x1x64")] = "",
     precision: Annotated[str, typer.Option(help="fp32,tf32,fp16,bf16")] = "",
     directions: Annotated[str, typer.Option(help="1 or 2, or 1,2")] = "",
@@ -96,6 +96,7 @@ def _problems(
     passes: str,
 ) -> list[Problem]:  # fmt: skip
     from bptt.tools.bench import problems as known
+    from bptt.tools.bench.layers import LAYERS
 
     def split(text: str) -> list[str]:
         return [word for word in re.split(r"[,\s]+", text) if word]
@@ -110,7 +111,7 @@ def _problems(
         if shapes:
             usual = ["bf16", "tf32"] if device == "cuda" else ["fp32"]
             return known.product(
-                split(layers) or known.LAYERS, split(precision) or usual,
+                split(layers) or LAYERS, split(precision) or usual,
                 [_shape(word) for word in split(shapes)], numbers("directions", directions) or [1],
                 split(passes) or known.PASSES, numbers("depth", depth) or [1],
             )  # fmt: skip
@@ -158,6 +159,7 @@ def _measure(
     import torch
 
     from bptt.tools.bench import choice, machine, providers, report, results
+    from bptt.tools.bench.layers import baseline_of
     from bptt.tools.bench.run import Run
 
     if threads:
@@ -167,7 +169,8 @@ def _measure(
     if path.suffix != ".json":
         refuse(f"--output must end in .json, got {path}")
     try:
-        chosen = providers.named(names, device)
+        baselines = {baseline_of(problem.layer) for problem in problems}
+        chosen = providers.named(names, device, baselines)
         result = results.Result.begin(path, grid, facts, fresh)
     except ValueError as error:
         refuse(error)
@@ -262,7 +265,10 @@ def _show(console: Console, result: Result) -> None:
             if entry["status"] != "absent":
                 table.add_row(name, *_cells(entry))
         console.print(table)
-    console.print("us/step: median. ratio: torch.nn / provider, above 1 the provider is faster.")
+    console.print(
+        "us/step: median. ratio: torch.nn / provider, above 1 the provider is faster; of layers "
+        "that torch.nn lacks, bptt reference / provider."
+    )
 
 
 def _cells(entry: dict[str, Any]) -> list[str]:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .activations import limited
-from .random import ZONEOUT, draw, happens
+from .random import ZONEOUT, ZONEOUT_CELLS, draw_half, happens
 
 
 class LoopControl(NamedTuple):
@@ -58,9 +58,8 @@ def stays(control, STATE: tl.constexpr, b, n, t, d):
     """
     p = control.zoneout_h if STATE == 0 else control.zoneout_c
     if control.seed is not None:
-        words = draw(control.seed, ZONEOUT, b // 2, n, t, d)  # one for two rows
-        word = tl.where(b % 2 == 0, words[STATE], words[2 + STATE])
-        share = happens(word, p).to(tl.float32)
+        KIND: tl.constexpr = ZONEOUT if STATE == 0 else ZONEOUT_CELLS
+        share = happens(draw_half(control.seed, KIND, b, n, t, d), p).to(tl.float32)
     else:
         share = p
     return share

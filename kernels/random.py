@@ -15,6 +15,8 @@ import triton.language as tl
 from bptt.recurrence import random
 
 ZONEOUT = tl.constexpr(random.ZONEOUT)
+ZONEOUT_CELLS = tl.constexpr(random.ZONEOUT_CELLS)
+ROWS_OF_DRAW = tl.constexpr(random.ROWS_OF_DRAW)
 RECURRENT_DROPOUT = tl.constexpr(random.RECURRENT_DROPOUT)
 DRAWS = tl.constexpr(random._DRAWS)
 ROUNDS = tl.constexpr(random.ROUNDS)
@@ -30,6 +32,16 @@ def draw(seed, KIND: tl.constexpr, b, n, t, d):
     fourth = tl.cast(d, tl.uint32) * DRAWS + KIND
     unit, row, time = tl.cast(n, tl.uint32), tl.cast(b, tl.uint32), tl.cast(t, tl.uint32)
     return tl.philox(tl.load(seed), unit, row, time, fourth, n_rounds=ROUNDS)
+
+
+@triton.jit
+def draw_half(seed, KIND: tl.constexpr, b, n, t, d):
+    """What the rows b get of a draw for eight of them: sixteen bits, the upper ones of a word."""
+    words = draw(seed, KIND, b // ROWS_OF_DRAW, n, t, d)
+    place = b % ROWS_OF_DRAW
+    first = tl.where(place < 2, words[0], words[1])
+    word = tl.where(place < 4, first, tl.where(place < 6, words[2], words[3]))
+    return tl.where(place % 2 == 0, word << 16, word >> 16 << 16)
 
 
 @triton.jit

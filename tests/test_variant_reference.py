@@ -442,11 +442,14 @@ def test_masks_of_bad_arguments(arguments, word):
 
 
 def test_rows_and_states_have_words_of_their_own():
-    seed, row, unit = torch.tensor([7]), torch.arange(6).unsqueeze(1), torch.arange(5)
+    seed, row, unit = torch.tensor([7]), torch.arange(10).unsqueeze(1), torch.arange(5)
     words = random.zoneout_words(seed, row, unit, 3, 1)
-    assert torch.stack(words).unique().numel() == 2 * 6 * 5
-    first = random.philox(seed, (unit, 2, 3, 4 * 1 + random.ZONEOUT))  # rows 4 and 5
-    assert torch.equal(words[1][5], first[3]) and torch.equal(words[0][4], first[0])
+    assert torch.stack(words).unique().numel() == 2 * 10 * 5
+    for kind, halves in zip((random.ZONEOUT, random.ZONEOUT_CELLS), words, strict=True):
+        first, second = (random.philox(seed, (unit, g, 3, 4 * 1 + kind)) for g in range(2))
+        assert torch.equal(halves[4] >> 16, first[2] & 0xFFFF)
+        assert torch.equal(halves[5] >> 16, first[2] >> 16)
+        assert torch.equal(halves[9] >> 16, second[0] >> 16)
 
 
 def test_a_place_has_its_own_draw():

@@ -124,10 +124,10 @@ class ControlledLoop {
   __device__ float stays(int state, const Place& at) const {
     const double p = zoneout_[state > 0];
     if (!sampled_) return static_cast<float>(p);
+    const Draw what = state > 0 ? Draw::kZoneoutCells : Draw::kZoneout;
     const RandomWords words =
-        draw_at(seed(), Draw::kZoneout, at.unit, at.row / 2, at.time, at.direction);
-    const bool cells = state > 0;
-    return happens(at.row % 2 ? words.word[2 + cells] : words.word[cells], p) ? 1 : 0;
+        draw_at(seed(), what, at.unit, at.row / kRowsOfDraw, at.time, at.direction);
+    return happens(half_word(words, at.row), p) ? 1 : 0;
   }
 
   Phase phase_;

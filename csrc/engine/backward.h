@@ -260,7 +260,7 @@ class BackwardLoop {
   // Takes from the gradient of a state what passes the cell by, as the state stayed what it was;
   // returns that.
   template <int N>
-  Rows<T, N> take_zoned(int state, int64_t b, int64_t u, Rows<T, N>* gradient) const {
+  BPTT_INLINE Rows<T, N> take_zoned(int state, int64_t b, int64_t u, Rows<T, N>* gradient) const {
     const Rows<T, N> stays = control_.template stays<N>(state, {b, u, t_, d_});
     const Rows<T, N> passes = *gradient * stays;
     *gradient = *gradient - passes;

@@ -41,11 +41,20 @@ class Controls {
 
   // 1 where a state stays what it was, else 0; or the probability of that.
   template <int N>
-  Rows<T, N> stays(int state, const Place& at) const {
+  BPTT_INLINE Rows<T, N> stays(int state, const Place& at) const {
     if (!c_.sampled) return Rows<T, N>(static_cast<T>(rate(state)));
+    Drawn& kept = drawn_[state > 0][at.unit / V::kLanes % kDrawsKept];
     return Rows<T, N>::each([&](int r) {
-      const WordRaw* words = zoneout_words({at.row + r, at.unit, at.time, at.direction});
-      return choose(words[state == 0 ? 0 : 1], rate(state), T(1), T(0));
+      const auto row = static_cast<uint64_t>(at.row + r);
+      const uint64_t place = static_cast<uint64_t>(at.unit) << 32 | row / kRowsOfDraw;
+      const uint64_t time =
+          static_cast<uint64_t>(at.time) << 32 | static_cast<uint64_t>(at.direction);
+      if (place != kept.place || time != kept.time) {
+        redraw(state > 0, {at.row + r, at.unit, at.time, at.direction}, kept);
+        kept.place = place;
+        kept.time = time;
+      }
+      return row_of<T>(kept.bits, static_cast<int>(row % kRowsOfDraw));
     });
   }
 
@@ -79,29 +88,25 @@ class Controls {
   }
 
  private:
-  // One draw serves all states of two rows; two draws are kept, as two rows may be of two of them.
-  BPTT_INLINE const WordRaw* zoneout_words(Place at) const {
-    const int64_t odd = at.row % 2;
-    at.row /= 2;
-    Drawn& drawn = drawn_[at.row % 2];
-    if (at != drawn.at) {
-      draw_lanes(static_cast<uint64_t>(*c_.seed), Draw::kZoneout, at.unit, at.row, at.time,
-                 at.direction, drawn.words);
-      drawn.at = at;
-    }
-    return drawn.words + 2 * odd;
-  }
-
   BPTT_INLINE double rate(int state) const { return state == 0 ? c_.zoneout_h : c_.zoneout_c; }
 
   const Control c_;
   const Masks masks_;
-  // A loop belongs to one worker.
+  // One draw serves eight rows, which come one after the other or, in a backward pass, each after
+  // all units of those before: the draws of many units are kept. A loop belongs to one worker.
   struct Drawn {
-    Place at{-1, 0, 0, 0};
-    WordRaw words[4];
+    uint64_t place = ~uint64_t{0},
+             time = 0;  // the counters of the draw: unit, row; time, direction
+    RowBits bits;
   };
-  mutable Drawn drawn_[2];
+  static constexpr int kDrawsKept = kOn ? 64 : 1;
+  mutable Drawn drawn_[2][kDrawsKept];
+
+  __attribute__((noinline)) void redraw(bool cells, const Place& at, Drawn& kept) const {
+    const Draw what = cells ? Draw::kZoneoutCells : Draw::kZoneout;
+    kept.bits = draw_rows(static_cast<uint64_t>(*c_.seed), what, at.unit, at.row, at.time,
+                          at.direction, rate(cells));
+  }
 };
 
 }  // namespace

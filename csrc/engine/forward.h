@@ -498,15 +498,16 @@ class ForwardLoop {
 
   // The state that a step leaves, `after` being the cell's.
   template <int N>
-  Rows<T, N> zoned(int state, const Block<T>& block, Rows<T, N> before, Rows<T, N> after) const {
+  BPTT_INLINE Rows<T, N> zoned(int state, const Block<T>& block, Rows<T, N> before,
+                               Rows<T, N> after) const {
     const Rows<T, N> stays = control_.template stays<N>(state, {block.row, block.unit, t_, d_});
     return stays * before + (Rows<T, N>(1) - stays) * after;  // exact where a mask is drawn
   }
 
   // `before` is null where the row takes no step.
   template <int N>
-  void leave_step(const Block<T>& block, const Rows<T, N>* before, const Rows<T, N>* states,
-                  const Rows<T, N>* kept) {
+  BPTT_INLINE void leave_step(const Block<T>& block, const Rows<T, N>* before,
+                              const Rows<T, N>* states, const Rows<T, N>* kept) {
     const int64_t b = block.row, u = block.unit;
     if constexpr (kSaved > 0) {
       if (p_.saved != nullptr) {
@@ -545,7 +546,7 @@ class ForwardLoop {
   }
 
   template <int N>
-  void emit_hidden(const Block<T>& block, Rows<T, N> h) {
+  BPTT_INLINE void emit_hidden(const Block<T>& block, Rows<T, N> h) {
     const int64_t b = block.row, u = block.unit;
     const bool active = N > 1 || masks_.active(t_, b);
     const bool clears = N == 1 && masks_.clears(next_t_, b);

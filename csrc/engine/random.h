@@ -32,11 +32,13 @@ BPTT_HOST_DEVICE RandomWords philox(uint64_t key, uint32_t c0, uint32_t c1, uint
 }
 
 // What is drawn where. Counters are (unit, sequence of the batch, time step, 4 * direction + Draw).
-//   kZoneout           at sequence / 2 for two of them: words 0 and 1 of the even one, 2 and 3 of
-//                      the odd one; the hidden state, and all cell states together
+//   kZoneout           of the hidden state; at sequence / 8 for eight of them, half a word each:
+//                      `half_word`
 //   kRecurrentDropout  word 0, at time step 0 for all steps
 //   kWeightDrop        word 0, at (column, row) of w_hh
-enum class Draw : uint32_t { kZoneout, kRecurrentDropout, kWeightDrop };
+//   kZoneoutCells      as kZoneout, of all cell states together
+enum class Draw : uint32_t { kZoneout, kRecurrentDropout, kWeightDrop, kZoneoutCells };
+constexpr int64_t kRowsOfDraw = 8;
 
 BPTT_HOST_DEVICE RandomWords draw_at(uint64_t seed, Draw what, int64_t unit, int64_t row,
                                      int64_t time, int64_t direction) {
@@ -45,7 +47,14 @@ BPTT_HOST_DEVICE RandomWords draw_at(uint64_t seed, Draw what, int64_t unit, int
                 static_cast<uint32_t>(4 * direction) + static_cast<uint32_t>(what));
 }
 
-// Happens with the given probability, in steps of 2^-24.
+// What a row gets of a draw for eight: sixteen bits, as the upper ones of a word. The first row has
+// the lower half of word 0, the second the upper one, and so on.
+BPTT_HOST_DEVICE uint32_t half_word(const RandomWords& words, int64_t row) {
+  const int place = static_cast<int>(row % kRowsOfDraw);
+  return place % 2 ? words.word[place / 2] & 0xFFFF0000 : words.word[place / 2] << 16;
+}
+
+// Happens with the given probability, in steps of 2^-24; of half a word 2^-16.
 BPTT_HOST_DEVICE bool happens(uint32_t word, double probability) {
   return static_cast<double>(word >> 8) < probability * 16777216.0;
 }

@@ -65,7 +65,7 @@ BPTT_INLINE void philox_lanes(uint64_t seed, WideRaw c0, uint32_t c1, uint32_t c
 BPTT_INLINE void draw_lanes(uint64_t seed, Draw what, int64_t unit, int64_t row, int64_t time,
                             int64_t direction, WordRaw (&words)[4]) {
   const uint32_t kind = static_cast<uint32_t>(4 * direction) + static_cast<uint32_t>(what);
-  WideRaw even, halves[2][4];
+  WideRaw even{}, halves[2][4];
   for (int lane = 0; lane < kWordLanes / 2; ++lane) even[lane] = uint32_t(unit + 2 * lane);
   for (int odd = 0; odd < 2; ++odd) {
     philox_lanes(seed, even + uint64_t(odd), static_cast<uint32_t>(row),
@@ -76,13 +76,18 @@ BPTT_INLINE void draw_lanes(uint64_t seed, Draw what, int64_t unit, int64_t row,
   }
 }
 
+// What `happens` compares 24 bits with, as an integer.
+BPTT_INLINE int32_t bound_of(double probability) {
+  const double bound = probability * 16777216.0;
+  const int32_t whole = static_cast<int32_t>(bound);
+  return whole + (whole < bound ? 1 : 0);
+}
+
 // `yes` in the lanes whose words say that it happens, `no` in the others.
 BPTT_INLINE Vec<float> choose(WordRaw words, double probability, float yes, float no) {
   using Integers = FloatTraits<float>::Integers;
   const Integers drawn = reinterpret_cast<Integers>(words >> 8);
-  const double bound = probability * 16777216.0;
-  const int32_t whole = static_cast<int32_t>(bound);
-  const Integers below = drawn < (Integers{} + (whole + (whole < bound ? 1 : 0)));
+  const Integers below = drawn < (Integers{} + bound_of(probability));
   return {below ? Vec<float>(yes).raw : Vec<float>(no).raw};
 }
 BPTT_INLINE Vec<double> choose(WordRaw words, double probability, double yes, double no) {
@@ -91,6 +96,39 @@ BPTT_INLINE Vec<double> choose(WordRaw words, double probability, double yes, do
     chosen.raw[lane] = happens(words[lane], probability) ? yes : no;
   }
   return chosen;
+}
+
+// Eight rows of neighbouring units: in each lane a bit for each row.
+typedef FloatTraits<float>::Integers RowBits;
+
+// Which of eight rows, from a multiple of eight on, a zoneout happens to at units from `unit` on.
+BPTT_INLINE RowBits draw_rows(uint64_t seed, Draw what, int64_t unit, int64_t row, int64_t time,
+                              int64_t direction, double probability) {
+  WordRaw words[4];
+  draw_lanes(seed, what, unit, row / kRowsOfDraw, time, direction, words);
+  const RowBits bound = RowBits{} + bound_of(probability);
+  RowBits bits{};
+#pragma GCC unroll 4
+  for (int k = 0; k < 4; ++k) {
+    const RowBits even = reinterpret_cast<RowBits>((words[k] & 0xFFFF) << 8);
+    const RowBits odd = reinterpret_cast<RowBits>(words[k] >> 16 << 8);
+    bits |= (even < bound) & (1 << 2 * k);
+    bits |= (odd < bound) & (2 << 2 * k);
+  }
+  return bits;
+}
+
+// 1 in the lanes whose bit of a row is set, 0 in the others.
+template <class T>
+BPTT_INLINE Vec<T> row_of(RowBits bits, int row) {
+  const RowBits set = bits & (1 << row);
+  if constexpr (sizeof(T) == sizeof(float)) {
+    return {set != 0 ? Vec<float>(1).raw : Vec<float>(0).raw};
+  } else {
+    Vec<T> chosen;
+    for (int lane = 0; lane < Vec<T>::kLanes; ++lane) chosen.raw[lane] = set[lane] ? 1 : 0;
+    return chosen;
+  }
 }
 
 }  // namespace

@@ -75,7 +75,8 @@ class Options:
 
     Masks are functions of their place and of a seed that torch's generator draws at each call
     (`bptt.recurrence.random`): `torch.manual_seed` repeats them, the backward pass draws them again
-    rather than keep them, and every backend draws the same.
+    rather than keep them, and every backend draws the same. Probabilities of zoneout are rounded
+    up to multiples of 2^-16, those of the dropouts to multiples of 2^-24.
     """
 
     layer_norm: bool = False

@@ -21,8 +21,9 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 
 # What is drawn where: the kind of a draw joins the direction in the fourth counter.
-ZONEOUT, RECURRENT_DROPOUT, WEIGHT_DROP = range(3)
+ZONEOUT, RECURRENT_DROPOUT, WEIGHT_DROP, ZONEOUT_CELLS = range(4)
 _DRAWS = 4
+ROWS_OF_DRAW = 8  # of zoneout: half a word for each
 
 
 def philox(key: Tensor, counters: Sequence[Tensor | int]) -> list[Tensor]:
@@ -97,11 +98,21 @@ def zoneout_words(
 ) -> list[Tensor]:
     """The words for the hidden state, and for all cell states together, at places that broadcast.
 
-    Two rows share a draw: the even one has its first two words, the odd one the others.
+    Eight rows share a draw, half a word each, which becomes the upper half of theirs: the first has
+    the lower half of word 0, the second the upper one, and so on.
     """
-    words = philox(seed, (unit, row // 2, time, _DRAWS * direction + ZONEOUT))
-    even = row % 2 == 0
-    return [torch.where(even, words[k], words[2 + k]) for k in range(2)]
+    places = (unit, row // ROWS_OF_DRAW, time)
+    return [
+        _half(philox(seed, (*places, _DRAWS * direction + kind)), row % ROWS_OF_DRAW)
+        for kind in (ZONEOUT, ZONEOUT_CELLS)
+    ]
+
+
+def _half(words: Sequence[Tensor], place: Tensor) -> Tensor:
+    word = words[3]
+    for k in range(3):
+        word = torch.where(place // 2 == k, words[k], word)
+    return torch.where(place % 2 == 0, word << 16, word) & 0xFFFF0000
 
 
 def zoneout(seed: Tensor, probability: float, shape: Sequence[int]) -> Tensor:
@@ -112,6 +123,9 @@ def zoneout(seed: Tensor, probability: float, shape: Sequence[int]) -> Tensor:
 
 
 def happens(words: Tensor, probability: float) -> Tensor:
-    """Whether each draw happens, with the given probability in steps of 2^-24."""
+    """Whether each draw happens, with the given probability: of a word in steps of 2^-24.
+
+    Of half a word, as zoneout has it, in steps of 2^-16.
+    """
     # Next to a fraction the words would become float32, and round.
     return (words >> 8) < math.ceil(probability * 2**24)

@@ -445,8 +445,10 @@ class BackwardLoop {
     load_dcells<N>(b, u, n, dstates, passes);
     load_unit_weights<N>(b, u, n, w_unit, dw_unit);
     constexpr int kFirst = kFirstWeight<Cell>;
-    Cell::backward(math_, kept, prev, states, w_unit + kFirst, dstates, dgates_x, dgates_h,
-                   dw_unit + kFirst);
+    with_math<N>(control_, math_, [&](const auto& math) {
+      Cell::backward(math, kept, prev, states, w_unit + kFirst, dstates, dgates_x, dgates_h,
+                     dw_unit + kFirst);
+    });
     if constexpr (kOwnProducts<Cell>) {
       own_products<N>(b, u, prev[0], w_unit, dgates_h, &dstates[0], dw_unit);
     }

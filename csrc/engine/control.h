@@ -34,6 +34,10 @@ class Controls {
     }
   }
 
+  // Whether a cell is as its paper has it.
+  BPTT_INLINE bool leaves_cell() const {
+    return c_.gates == Activation::kOwn && c_.states == Activation::kOwn && c_.cell_bound == 0;
+  }
   BPTT_INLINE bool zones_out(int state) const { return kOn && rate(state) > 0; }
   BPTT_INLINE bool samples() const { return c_.sampled; }
   BPTT_INLINE bool drops() const { return kOn && c_.recurrent_dropout > 0; }
@@ -108,6 +112,19 @@ class Controls {
                           at.direction, rate(cells));
   }
 };
+
+// f of the math of a block of N rows. Where a cell is as its paper has it, which masks and bounds
+// of gradients leave alone, that is `PlainMath`: calls of chosen activations, even of none, keep
+// what the cell computes with out of registers. Single rows are not worth the code.
+template <int N, class T, bool kOn, class F>
+BPTT_INLINE void with_math(const Controls<T, kOn>& controls,
+                           const typename Controls<T, kOn>::Math& math, F f) {
+  if (kOn && N > 1 && controls.leaves_cell()) {
+    f(PlainMath());
+  } else {
+    f(math);
+  }
+}
 
 }  // namespace
 }  // namespace bptt

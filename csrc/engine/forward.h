@@ -459,7 +459,9 @@ class ForwardLoop {
 #pragma GCC unroll 4
         for (int g = 0; g < kGates; ++g) gates_h[g] = gates_h[g] + w_unit[g] * entering;
       }
-      Cell::forward(math_, gates_x, gates_h, prev, w_unit + kFirstWeight<Cell>, next, kept);
+      with_math<N>(control_, math_, [&](const auto& math) {
+        Cell::forward(math, gates_x, gates_h, prev, w_unit + kFirstWeight<Cell>, next, kept);
+      });
       leave_step<N>(block, prev, next, kept);
     }
   }

@@ -1,6 +1,8 @@
 // Random numbers for neighbouring units at once: the same numbers as in random.h.
 #pragma once
 
+#include <utility>
+
 #include "random.h"
 #include "simd.h"
 
@@ -61,12 +63,19 @@ BPTT_INLINE void philox_lanes(uint64_t seed, WideRaw c0, uint32_t c1, uint32_t c
   words[3] = w3;
 }
 
+template <size_t... kLane>
+BPTT_INLINE WideRaw even_lanes(std::index_sequence<kLane...>) {
+  return WideRaw{2 * kLane...};
+}
+
 // The words of `draw_at` for units from `unit` on.
 BPTT_INLINE void draw_lanes(uint64_t seed, Draw what, int64_t unit, int64_t row, int64_t time,
                             int64_t direction, WordRaw (&words)[4]) {
   const uint32_t kind = static_cast<uint32_t>(4 * direction) + static_cast<uint32_t>(what);
-  WideRaw even{}, halves[2][4];
-  for (int lane = 0; lane < kWordLanes / 2; ++lane) even[lane] = uint32_t(unit + 2 * lane);
+  // Every other one of the units; put together lane by lane it would come from memory, with a
+  // stall.
+  const WideRaw even = even_lanes(std::make_index_sequence<kWordLanes / 2>()) + uint64_t(unit);
+  WideRaw halves[2][4];
   for (int odd = 0; odd < 2; ++odd) {
     philox_lanes(seed, even + uint64_t(odd), static_cast<uint32_t>(row),
                  static_cast<uint32_t>(time), kind, halves[odd]);

@@ -50,7 +50,7 @@ def variant_of(cell, **changed):
 @pytest.mark.parametrize("dtype", [F32, F16, BF16], ids=dtype_name)
 @cells
 def test_agrees_with_its_function(cell, dtype):
-    for seed in (1, 2, 3):
+    for seed in (1, 2):
         torch.ops.bptt.simulate(seed, PROCESSORS)
         check_variant(variant_of(cell, seed=seed), "cuda", dtype)
 
@@ -61,24 +61,24 @@ def test_every_control(cell, control):
     check_variant(variant_of(cell, control=CONTROLS[control]), "cuda")
 
 
-@pytest.mark.parametrize("control", [PLAIN, CONTROLS["all"]], ids=["plain", "all"])
 @pytest.mark.parametrize(
-    "change",
+    ("change", "control"),
     [
-        {"recompute": True},
-        {"keep_cells": True},
-        {"hidden_gradients": True},
-        {"steps": 1},
-        {"batch": 1, "masks": "none"},
-        {"bias": False, "masks": "resets", "directions": 1},
-        {"batch": 67, "hidden": 9},
-        {"batch": 3, "hidden": 37},
+        ({"recompute": True}, "all"),
+        ({"keep_cells": True, "hidden_gradients": True}, "plain"),
+        ({"keep_cells": True, "hidden_gradients": True}, "all"),
+        ({"steps": 1}, "plain"),
+        ({"batch": 1, "masks": "none"}, "all"),
+        ({"bias": False, "masks": "resets", "directions": 1}, "plain"),
+        ({"batch": 67, "hidden": 9}, "plain"),
+        ({"batch": 3, "hidden": 37}, "all"),
     ],
-    ids=lambda change: "-".join(change),
+    ids=str,
 )
 @cells
 def test_options_and_edges(cell, change, control):
-    check_variant(variant_of(cell, control=control, **change), "cuda")
+    chosen = PLAIN if control == "plain" else CONTROLS[control]
+    check_variant(variant_of(cell, control=chosen, **change), "cuda")
 
 
 @cells

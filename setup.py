@@ -281,12 +281,14 @@ def add_engine(file: NinjaFile, in_place: bool) -> list[Path]:
     for source in [*sources("engine", ".cpp"), *sources("cuda", ".cpp")]:
         if source.name in PER_INSTRUCTION_SET:
             for name, flags in compiled.items():
-                # In place, all but the best that this processor has are for tests alone. The set
-                # that every processor has serves those without AVX2, older than 2013: a third of
-                # its size is worth more to a wheel than their speed.
-                hasty = name != list(compiled)[-1] and (in_place or not flags)
-                variant = f"{name}-hasty" if hasty else name
-                options = [*plain, f"-DBPTT_ISA={name}", *flags, *(["-O1"] if hasty else [])]
+                # In place, all but the best that this processor has are for tests alone. In a wheel
+                # the set that every processor has serves those without AVX2, older than 2013: there
+                # its size matters more than its speed.
+                hasty = in_place and name != list(compiled)[-1]
+                small = not in_place and not flags and len(compiled) > 1
+                variant = f"{name}-hasty" if hasty else f"{name}-small" if small else name
+                less = ["-O1"] if hasty else ["-Os"] if small else []
+                options = [*plain, f"-DBPTT_ISA={name}", *flags, *less]
                 objects.append(file.compile(source, options, variant=variant))
         elif source.name == "cpu.cpp":
             # One object for each choice, so that a wheel and a build in place leave each other's.

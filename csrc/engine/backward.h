@@ -25,6 +25,8 @@ class BackwardLoop {
   static constexpr int kFirstGates = Cell::kStages == 2 ? kGates - 1 : kGates;
 
   static constexpr bool kNormal = kNormalized<Cell>;
+  // Of rows at a time; not of float64, which is there for checks, and not worth as much code.
+  static constexpr bool kPairs = !kNormal && sizeof(T) == sizeof(float);
   static constexpr int kSaved = kSavedPlanes<Cell>, kCells = kCellStates<Cell>;
 
   static bool needs_whole_rows(const bptt::Control& control) {
@@ -93,16 +95,16 @@ class BackwardLoop {
       if (projected_) {
         for_rows(m_.first, [&](int64_t b, int64_t u, int n) { gather_projected(b, u, n); });
         part_.meet_slice();
-        multiply<!kNormal>(m_.projection, part_, part_.rows, m_.dprojected, m_.state_stride,
-                           in_pairs(), [&](auto rows, const Block<T>& block) {
-                             constexpr int N = rows.value;
-                             cell<N>(block.row, block.unit, block.count,
-                                     load_rows<N>(block.product, block.stride, kLanes));
-                           });
+        multiply<kPairs>(m_.projection, part_, part_.rows, m_.dprojected, m_.state_stride,
+                         in_pairs(), [&](auto rows, const Block<T>& block) {
+                           constexpr int N = rows.value;
+                           cell<N>(block.row, block.unit, block.count,
+                                   load_rows<N>(block.product, block.stride, kLanes));
+                         });
       } else if constexpr (kNormal) {
         for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) normalized_row(b);
       } else {
-        for_row_groups<!kNormal>(part_.rows, in_pairs(), [&](auto rows, int64_t b) {
+        for_row_groups<kPairs>(part_.rows, in_pairs(), [&](auto rows, int64_t b) {
           for_blocks(m_.first, part_.plan.unit_slices, part_.unit_slice, [&](int64_t u, int n) {
             cell<rows.value>(b, u, n, dhidden<rows.value>(b, u, n));
           });
@@ -111,12 +113,12 @@ class BackwardLoop {
       if constexpr (Cell::kStages == 0) continue;  // no unit waits for another
       part_.meet_slice();
       if constexpr (Cell::kStages == 2) {
-        multiply<!kNormal>(m_.second, part_, part_.rows, dgates_ + kFirstGates * s_.hidden,
-                           kGates * s_.hidden, in_pairs(), [&](auto rows, const Block<T>& block) {
-                             constexpr int N = rows.value;
-                             cell_first<N>(block.row, block.unit, block.count,
-                                           load_rows<N>(block.product, block.stride, kLanes));
-                           });
+        multiply<kPairs>(m_.second, part_, part_.rows, dgates_ + kFirstGates * s_.hidden,
+                         kGates * s_.hidden, in_pairs(), [&](auto rows, const Block<T>& block) {
+                           constexpr int N = rows.value;
+                           cell_first<N>(block.row, block.unit, block.count,
+                                         load_rows<N>(block.product, block.stride, kLanes));
+                         });
         part_.meet_slice();
       }
       multiply<false>(m_.first, part_, part_.rows, dgates_, kGates * s_.hidden, false,
@@ -134,7 +136,7 @@ class BackwardLoop {
  private:
   const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
   int64_t row(int64_t b) const { return (t_ * s_.batch + b) * s_.directions + d_; }
-  bool in_pairs() const { return !kNormal && masks_.none(); }
+  bool in_pairs() const { return kPairs && masks_.none(); }
   // Whether nothing goes on to the step before: the state that entered this one was not its.
   bool stops(int64_t b) const {
     return masks_.clears(t_, b) || control_.cuts(t_, b, p_.in.reverse[d_]);

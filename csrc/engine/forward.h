@@ -34,6 +34,8 @@ class ForwardLoop {
   static constexpr int kGates = Cell::kGates, kLanes = V::kLanes;
   static constexpr int kFirstGates = Cell::kStages == 2 ? kGates - 1 : kGates;
   static constexpr bool kNormal = kNormalized<Cell>;
+  // Of rows at a time; not of float64, which is there for checks, and not worth as much code.
+  static constexpr bool kPairs = !kNormal && sizeof(T) == sizeof(float);
   static constexpr int kSaved = kSavedPlanes<Cell>, kCells = kCellStates<Cell>;
   static_assert(CellCheck<Cell>::ok);
   static_assert(kControlled || !kNormal, "one loop for normalised cells");
@@ -142,26 +144,26 @@ class ForwardLoop {
         }
       }
       if (m_.joined > 0 && s + 1 < s_.steps) join_input(s + 1);
-      multiply<!kNormal>(m_.first, part_, part_.rows, read_ - m_.joined, m_.state_stride,
-                         in_pairs(), [&](auto rows, const Block<T>& block) {
-                           if constexpr (kNormal) {
-                             keep_product(block);
-                           } else {
-                             first<rows.value>(block);
-                           }
-                         });
+      multiply<kPairs>(m_.first, part_, part_.rows, read_ - m_.joined, m_.state_stride, in_pairs(),
+                       [&](auto rows, const Block<T>& block) {
+                         if constexpr (kNormal) {
+                           keep_product(block);
+                         } else {
+                           first<rows.value>(block);
+                         }
+                       });
       if constexpr (kNormal) {
         for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) normalized_row(b);
       }
       if constexpr (Cell::kStages == 2) {
         part_.meet_slice();
-        multiply<!kNormal>(m_.second, part_, part_.rows, m_.operand, m_.unit_stride, in_pairs(),
-                           [&](auto rows, const Block<T>& block) { second<rows.value>(block); });
+        multiply<kPairs>(m_.second, part_, part_.rows, m_.operand, m_.unit_stride, in_pairs(),
+                         [&](auto rows, const Block<T>& block) { second<rows.value>(block); });
       }
       if (projected_) {
         part_.meet_slice();
-        multiply<!kNormal>(m_.projection, part_, part_.rows, m_.operand, m_.unit_stride, in_pairs(),
-                           [&](auto rows, const Block<T>& block) { projected<rows.value>(block); });
+        multiply<kPairs>(m_.projection, part_, part_.rows, m_.operand, m_.unit_stride, in_pairs(),
+                         [&](auto rows, const Block<T>& block) { projected<rows.value>(block); });
       }
       part_.meet_slice();
     }
@@ -171,7 +173,7 @@ class ForwardLoop {
  private:
   const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
   T* hidden(int64_t s) const { return m_.hidden[s % 2] + m_.joined; }
-  bool in_pairs() const { return !kNormal && masks_.none(); }
+  bool in_pairs() const { return kPairs && masks_.none(); }
   // Depends on the problem alone: the number of workers must not change how a sum is made.
   static bool joins(const Sizes& s) {
     return Cell::kSharedGates && Cell::kStages < 2 && !kNormal && s.inputs > 0 &&
@@ -320,7 +322,7 @@ class ForwardLoop {
 
   // A step of units that see only themselves, their gates' part of the input being there.
   void lone_units() {
-    for_row_groups<!kNormal>(part_.rows, in_pairs(), [&](auto rows, int64_t b) {
+    for_row_groups<kPairs>(part_.rows, in_pairs(), [&](auto rows, int64_t b) {
       for_blocks(m_.first, part_.plan.unit_slices, part_.unit_slice,
                  [&](int64_t u, int n) { first<rows.value>(Block<T>{b, u, n, nullptr, 0}); });
     });

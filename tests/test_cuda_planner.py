@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bptt import _dev
+from bptt.engines import gpu
 from bptt.recurrence.cells import CELLS
 from cases import ALL_CELLS
 
@@ -393,3 +394,23 @@ def test_the_modelled_time_lies_above_the_floor_and_not_far(hidden):
         # Of the step tier's time most is the instructions of its narrow slices.
         most = (10 if p["tier"] == "step" else 6) * floor
         assert floor <= step <= most, f"batch {batch}: {step:.2f} us, floor {floor}"
+
+
+def test_waves_are_those_that_the_driver_says_clusters_take():
+    """Small groups of processors hold fewer clusters than are guessed."""
+
+    def waves(*clusters):
+        return gpu.make_plan("lstm", "bf16", (100, 256, 1, 256, 256), False, False,
+                             (*H200, *clusters), "cluster")  # fmt: skip
+
+    guessed = waves()
+    teams = guessed.blocks // guessed.team
+    for room in (teams, teams - 1, 1):
+        told = waves(*(0 if size == 1 else room for size in range(1, 17)))
+        assert told.waves == -(-told.blocks // told.team // room)
+    assert waves(*[0] * 16) == guessed
+
+
+def test_a_device_of_another_form_is_refused():
+    with pytest.raises(RuntimeError, match="device must be"):
+        gpu.make_plan("lstm", "bf16", (100, 256, 1, 256, 256), False, False, (*H200, 1))

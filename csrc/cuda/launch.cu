@@ -1,4 +1,7 @@
 // The kernels of csrc/cuda by cell, and what the host asks of the CUDA runtime.
+#include <map>
+#include <mutex>
+
 #include "cells.h"
 #include "exchange.cuh"
 #include "launch.h"
@@ -28,11 +31,30 @@ const char* number_error(NumberKind number) {
   return nullptr;
 }
 
+// Asked once of each device, as the driver takes its time: of blocks that have a processor's shared
+// memory to themselves.
+std::array<int, kLargestCluster + 1> clusters_of(int index, const Device& device) {
+  static std::mutex mutex;
+  static std::map<int, std::array<int, kLargestCluster + 1>> known;
+  const std::lock_guard lock(mutex);
+  const auto [entry, is_new] = known.try_emplace(index);
+  if (is_new && device.capability >= 90 && gpu::use_device(index) == nullptr) {
+    constexpr int kThreads = 256;
+    for (int blocks = 2; blocks <= kLargestCluster; ++blocks) {
+      entry->second[blocks] = gpu::resident_clusters(gpu::exchange_rounds<gpu::ClusterTeam>, blocks,
+                                                     kThreads, device.shared_bytes);
+    }
+  }
+  return entry->second;
+}
+
 }  // namespace
 
 const char* gpu_device(int index, Device* device) {
-  return gpu::device_limits(index, &device->capability, &device->processors, &device->shared_bytes,
-                            &device->clock_mhz);
+  const char* error = gpu::device_limits(index, &device->capability, &device->processors,
+                                         &device->shared_bytes, &device->clock_mhz);
+  if (error == nullptr) device->clusters = clusters_of(index, *device);
+  return error;
 }
 
 const char* gpu_start_error(int index) {

@@ -124,9 +124,10 @@ int resident_blocks(const Device& device, const Cut& cut, int shared_bytes, int 
   return std::max(1, std::min(by_memory, room / threads));
 }
 
-// Clusters that the device has room for, with a block on a processor. One is left out: of eight
-// blocks an H100 holds 15 clusters [quoted].
+// Clusters that the device has room for, with a block on a processor. Where it is guessed one is
+// left out: of eight blocks an H100 holds 15 clusters [quoted].
 int resident_clusters(const Device& device, int team) {
+  if (team <= kLargestCluster && device.clusters[team] > 0) return device.clusters[team];
   const int groups = tiles_of(device.processors, kGroup);
   return std::max(1, groups * (device.processors / groups / team) - 1);
 }

@@ -1,6 +1,7 @@
 // Which tier a recurrence takes on a GPU and how it is cut there: plain arithmetic, no CUDA.
 #pragma once
 
+#include <array>
 #include <cstdint>
 
 #include "../engine/params.h"
@@ -11,12 +12,17 @@ namespace bptt {
 enum class Tier { kBlock, kCluster, kGrid, kStep };
 enum class NumberKind { kFloat32, kTf32, kFloat16, kBFloat16 };
 
+constexpr int kLargestCluster = 16;
+
 // What a device can hold, as its driver states it.
 struct Device {
   int capability;    // 10 * major + minor
   int processors;    // streaming multiprocessors
   int shared_bytes;  // that one block may have
   int clock_mhz;
+  // Of so many blocks each: how many clusters it holds at a time, with a block on a processor. Zero
+  // where nobody asked; then it is guessed.
+  std::array<int, kLargestCluster + 1> clusters;
 };
 
 struct GpuProblem {

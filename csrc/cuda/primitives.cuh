@@ -51,6 +51,7 @@
 //   error_text(status)       null where there is none
 //   use_device(index), device_limits(index, ...)       null, or what went wrong
 //   kernel_error(index, kernel)                        why a kernel cannot start there, or null
+//   resident_clusters(kernel, blocks, threads, bytes)  how many find room at a time, or 0
 #pragma once
 
 #include <cstddef>

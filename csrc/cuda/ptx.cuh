@@ -364,6 +364,30 @@ inline cudaError_t allow_shared_memory(const void* function) {
   return status;
 }
 
+// How many clusters of so many blocks the device that is current holds at a time, where each block
+// takes as much shared memory; 0 where that cannot be told.
+template <class... Parameters>
+int resident_clusters(void (*kernel)(Parameters...), int blocks, int threads, int shared_bytes) {
+  const auto* const function = reinterpret_cast<const void*>(kernel);
+  cudaError_t status = allow_shared_memory(function);
+  if (status == cudaSuccess) {
+    status = cudaFuncSetAttribute(function, cudaFuncAttributeNonPortableClusterSizeAllowed, 1);
+  }
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(blocks), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = {static_cast<unsigned>(blocks), 1, 1};
+  config.blockDim = {static_cast<unsigned>(threads), 1, 1};
+  config.dynamicSmemBytes = shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  if (status == cudaSuccess) status = cudaOccupancyMaxActiveClusters(&count, kernel, &config);
+  if (status != cudaSuccess) cudaGetLastError();  // a guess takes its place
+  return status == cudaSuccess ? count : 0;
+}
+
 template <class... Parameters, class... Arguments>
 cudaError_t launch(const char*, void (*kernel)(Parameters...), const LaunchConfig& config,
                    const Arguments&... arguments) {

@@ -206,7 +206,7 @@ struct GpuQuestion {
     }
     const auto kind = static_cast<NumberKind>(index_of(kNumbers, number));
     problem = {cell->kind, kind, s[0], s[1], s[2], s[3], s[4], projected, backward, false, false};
-    device = {d[0], d[1], d[2], d[3]};
+    device = {d[0], d[1], d[2], d[3], {}};
   }
 };
 

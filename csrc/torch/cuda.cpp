@@ -315,7 +315,9 @@ void exchange(Text tier_name, int64_t rounds, Tensor out) {
 }
 
 std::vector<int64_t> limits_of(const Device& d) {
-  return {d.capability, d.processors, d.shared_bytes, d.clock_mhz};
+  std::vector<int64_t> limits{d.capability, d.processors, d.shared_bytes, d.clock_mhz};
+  limits.insert(limits.end(), d.clusters.begin() + 1, d.clusters.end());
+  return limits;
 }
 
 #if defined(BPTT_SIMULATOR)

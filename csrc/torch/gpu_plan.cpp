@@ -14,11 +14,14 @@ std::vector<int64_t> plan(Text cell, Text number, std::vector<int64_t> sizes, bo
                           bool norms) {
   const GpuProblem problem =
       problem_of(kPlan, cell, number, sizes, projected, backward, controlled, norms);
-  STD_TORCH_CHECK(limits.size() == 4, kPlan,
-                  ": device must be [capability, processors, shared bytes, MHz], got ",
-                  shape_text(limits));
+  STD_TORCH_CHECK(
+      limits.size() == 4 || limits.size() == 4 + kLargestCluster, kPlan,
+      ": device must be [capability, processors, shared bytes, MHz], and may go on with "
+      "how many clusters of 1 to 16 blocks it holds, got ",
+      shape_text(limits));
   const auto limit = [&](size_t k) { return static_cast<int>(limits[k]); };
-  const Device device{limit(0), limit(1), limit(2), limit(3)};
+  Device device{limit(0), limit(1), limit(2), limit(3), {}};
+  for (size_t k = 4; k < limits.size(); ++k) device.clusters[k - 3] = limit(k);
   GpuPlan p{};
   if (tier.value.empty()) {
     p = plan_gpu(problem, device);

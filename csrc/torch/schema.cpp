@@ -46,8 +46,9 @@ STABLE_TORCH_LIBRARY(bptt, m) {
 
   // The cuda backend, below recurrence_forward and recurrence_backward: they write into tensors
   // that they are given; `refused` says that the device had no room for the plan and the step tier
-  // ran. gpu_device: capability, processors, bytes of shared memory of a block, MHz; an error where
-  // no kernel of this build can start there.
+  // ran. gpu_device: capability, processors, bytes of shared memory of a block, MHz, and how many
+  // clusters of 1 to 16 blocks it holds at a time, 0 where that is not known; an error where no
+  // kernel of this build can start there.
   m.def("gpu_device(int index) -> int[]");
   // For benchmarks: a launch of out.numel() blocks that exchange a few words `rounds` times in a
   // tier; out, int32, gets how many rounds went right in each.

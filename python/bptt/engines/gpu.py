@@ -121,7 +121,8 @@ def make_plan(
         projected: whether there is a projection.
         backward: which pass.
         device: compute capability (10 * major + minor), processors, bytes of shared memory of a
-            block, MHz.
+            block, MHz; then, where the driver was asked, how many clusters of 1 to 16 blocks find
+            room at a time.
         tier: one of `TIERS`, or "" for the best by the model.
         controlled: whether the loop does more than run its cell; see `reason_for_step_tier`.
         norms: whether rows of gradients are held within a norm.

@@ -33,6 +33,7 @@ def test_the_tables_of_cells_agree():
             "normalized": spec.normalized,
         }
         for spec in CELLS.values()
+        if spec.custom is None  # others may have been made in this process
     ]
     assert _dev.cells() == ours
     assert all(name == spec.name for name, spec in CELLS.items())

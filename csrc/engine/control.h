@@ -14,8 +14,6 @@ namespace {
 // Of neighbouring units, in the first of some rows.
 struct Place {
   int64_t row, unit, time, direction;
-
-  bool operator==(const Place&) const = default;
 };
 
 template <class T, bool kOn>

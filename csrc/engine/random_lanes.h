@@ -11,8 +11,6 @@ namespace {
 
 constexpr int kWordLanes = kVectorBytes / 4;
 
-BPTT_INLINE WordRaw same_words(uint32_t word) { return WordRaw{} + word; }
-
 // A counter of every other lane in the low half of 64 bits; the high halves hold anything.
 typedef uint64_t WideRaw __attribute__((vector_size(kVectorBytes)));
 

@@ -23,7 +23,7 @@ import bptt
 from bptt.engines import gpu
 from bptt.recurrence.op_checks import Sizes
 from bptt.tools.bench.floor import exchanges, multiplied_as
-from bptt.tools.bench.providers import tier
+from bptt.tools.bench.providers import tier, triton_in_one_launch
 from bptt.tools.bench.timing import milliseconds
 
 Row = dict[str, Any]
@@ -38,6 +38,7 @@ class Shape(NamedTuple):
 
 
 HARD = Shape(768, 16, torch.float16)
+LARGE = Shape(1024, 16, torch.bfloat16)  # a step tier's in Triton
 STREAM_SYMBOL = "aoti_torch_get_current_cuda_stream"
 
 
@@ -89,8 +90,33 @@ def of_the_step_tier(device: str, steps: int = 64) -> Iterator[Row]:
         x = torch.randn(steps, 64, 1024, device=device)
         forward = 1e3 * milliseconds(lambda: layer(x), device) / steps
         both = 1e3 * milliseconds(lambda: layer(x)[0].sum().backward(), device) / steps
-    yield row("LSTM tf32 H=1024 B=64, step tier, forward, a step", "14, and 2 of GEMM", forward)
-    yield row("the same, forward and backward", "75, and 6 of GEMM", both)
+    yield row("LSTM tf32 H=1024 B=64, step tier, forward, a step", "7, and 2 of GEMM", forward)
+    yield row("the same, forward and backward", "16, and 6 of GEMM", both)
+
+
+def of_triton(shape: Shape, device: str, steps: int = 256) -> Iterator[Row]:
+    """Where every step is a launch: launched by the host, replayed by a graph, and all in one."""
+    hidden, batch, dtype = shape
+    layer = bptt.LSTM(hidden, hidden, device=device, dtype=dtype)
+    x = torch.randn(steps, batch, hidden, device=device, dtype=dtype)
+    name = f"Triton LSTM {str(dtype).removeprefix('torch.')} H={hidden} B={batch} forward, a step"
+
+    def us(call: Callable[[], Any]) -> float:
+        return 1e3 * milliseconds(call, device) / steps
+
+    def run() -> Any:
+        with torch.no_grad():
+            return layer(x)
+
+    with bptt.backend("triton"):
+        yield row(f"{name}, launched by the host", "10", us(run))
+        if device == "cuda":
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                run()
+            yield row(f"{name}, replayed by a CUDA graph", "3 to 5", us(graph.replay))
+    with triton_in_one_launch().context():
+        yield row(f"{name}, persistent", "3 to 5", us(run))
 
 
 def of_the_library() -> Iterator[Row]:
@@ -129,6 +155,7 @@ def main(
         "fixed costs": lambda: of_fixed_costs("cuda"),
         "biases": lambda: of_biases("cuda"),
         "the step tier": lambda: of_the_step_tier("cuda"),
+        "Triton": lambda: of_triton(LARGE, "cuda"),
         "the library": of_the_library,
     }
     for name, part in parts.items():

@@ -1,4 +1,4 @@
-"""One thread's way through a step of the persistent CUDA kernels, read from their machine code.
+"""One thread's way through a step of the CUDA kernels, read from their machine code.
 
 python benchmarks/step_path.py       writes results/cuda-compiled/step-path.json and step-path.md
 
@@ -35,7 +35,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "cuda-compiled"
 ARCH, DEVICE = "sm_90a", "H200"
 
 CELLS = {"lstm": "Lstm<false>", "gru": "Gru", "rnn_tanh": "Rnn<Tanh>"}
-STORAGE = {"fp16": "Fp16", "bf16": "Bf16"}
+NUMBERS = {"fp16": "HalfNumber<Fp16>", "bf16": "HalfNumber<Bf16>", "tf32": "Tf32"}
+STORAGE = {"fp16": "Fp16", "bf16": "Bf16", "tf32": "float"}
 TEAMS = {"block": "BlockTeam", "cluster": "ClusterTeam", "grid": "GridTeam"}
 # Arguments that a layer without lengths, resets and other options leaves out.
 ABSENT = {
@@ -74,11 +75,15 @@ WAYS = ("forward", "backward")
 PATIENCE_NS = 20 * 10**9
 # Where cuDNN is at its best, as `bptt bench hard-case` has it.
 HARD = tuple(Case("grid", "lstm", "fp16", 16, 768, way) for way in WAYS)
+# What only the step tier holds.
+LARGE = tuple(Case("step", "lstm", "tf32", 64, 1024, way) for way in WAYS)
 CASES = (
     *HARD,
     *(Case("grid", cell, "bf16", 16, 768, way) for cell in ("gru", "rnn_tanh") for way in WAYS),
     *(Case("cluster", cell, "bf16", 64, 512, way) for cell in CELLS for way in WAYS),
     *(Case("block", cell, "bf16", 64, 64, way) for cell in CELLS for way in WAYS),
+    *LARGE,
+    *(Case("step", cell, "bf16", 64, 1024, way) for cell in CELLS for way in WAYS),
 )
 
 
@@ -92,11 +97,10 @@ def compiled(cases: Sequence[Case], folder: Path) -> Path:
     """The kernels of some cases in one file."""
     lines = [f'#include "{ROOT}/csrc/{name}"' for name in (
         "cells/gru.h", "cells/lstm.h", "cells/rnn.h", "cuda/backward.cuh", "cuda/forward.cuh",
+        "cuda/step.cuh",
     )]  # fmt: skip
-    kinds = {(signature(case), case.way, STORAGE[case.number]) for case in cases}
     lines.append("namespace bptt::gpu {")
-    for template, way, storage in sorted(kinds):
-        arguments = f"{way.capitalize()}Args<{storage}>, Cut, ExchangeArgs"
+    for template, arguments in sorted({signature(case) for case in cases}):
         lines.append(f"template __global__ void {template}({arguments});")
     lines.append("}")
     source, cubin = folder / "kernels.cu", folder / "kernels.cubin"
@@ -115,18 +119,28 @@ def compiled(cases: Sequence[Case], folder: Path) -> Path:
     return cubin
 
 
-def signature(case: Case) -> str:
+def signature(case: Case) -> tuple[str, str]:
+    """The instance of a kernel's template, and the types of its parameters."""
+    number, storage, way = NUMBERS[case.number], STORAGE[case.number], case.way.capitalize()
+    if case.tier == "step":
+        of_step = f"{way}Args<{storage}>, Step{way}Scratch<{storage}>, PlainLoop, int"
+        return f"step_{case.way}<{CELLS[case.cell]}, {number}, PlainLoop, false>", of_step
     weights = "HeldWeights" if plan_of(case).held else "SharedWeights"
-    number = f"HalfNumber<{STORAGE[case.number]}>"
     parts = (CELLS[case.cell], number, TEAMS[case.tier], weights)
-    return f"recurrence_{case.way}<{', '.join(parts)}>"
+    arguments = f"{way}Args<{storage}>, Cut, ExchangeArgs"
+    return f"recurrence_{case.way}<{', '.join(parts)}>", arguments
 
 
 def kernel_of(case: Case, found: Iterable[Kernel]) -> Kernel:
     """By what its mangled name is made of."""
     cell = CELLS[case.cell].split("<")[0]
-    held = "HeldWeights" if plan_of(case).held else "SharedWeights"
-    parts = (f"recurrence_{case.way}", cell, STORAGE[case.number], TEAMS[case.tier], held)
+    number = {"tf32": "Tf32"}.get(case.number, STORAGE[case.number])
+    parts = [cell, number]
+    if case.tier == "step":
+        parts.append(f"step_{case.way}")
+    else:
+        held = "HeldWeights" if plan_of(case).held else "SharedWeights"
+        parts += [f"recurrence_{case.way}", TEAMS[case.tier], held]
     return next(kernel for kernel in found if all(part in kernel.name for part in parts))
 
 
@@ -143,26 +157,39 @@ def arguments_of(case: Case, steps: int) -> bytes:
     ]
     sizes = struct.pack("<5iI", steps, case.batch, 1, case.hidden, case.hidden, 1 << 24)
     places = [0 if name in absent else (k + 1) << 32 for k, name in enumerate(fields)]
+    common = [sizes, *(struct.pack("<Q", place) for place in places)]
+    if case.tier == "step":
+        # Scratch memory's arrays, as many as the kernel's struct has; then the loop, a struct
+        # without members, and the number of the step.
+        scratch = re.search(rf"struct Step{case.way.capitalize()}Scratch {{(.*?)}};", _units(case))
+        count = len(re.findall(r"View<", scratch[1])) if scratch else 0
+        far = [struct.pack("<Q", (k + 101) << 32) for k in range(count)]
+        return b"".join([*common, *far, struct.pack("<2i", 0, steps // 2)])
     plan = plan_of(case)
     cut = (plan.team, plan.units, plan.rows, plan.passes, plan.parts, plan.held)
     words = (1 << 40, 1 << 41) if case.tier == "grid" else (0, 0)
-    return b"".join(
-        [sizes, *(struct.pack("<Q", place) for place in places), struct.pack("<6i", *cut)]
-        + [struct.pack("<3Q", *words, PATIENCE_NS)]
-    )
+    return b"".join([*common, struct.pack("<6i", *cut), struct.pack("<3Q", *words, PATIENCE_NS)])
+
+
+def _units(case: Case) -> str:
+    text = (ROOT / "csrc" / "cuda" / f"{case.way}_units.cuh").read_text()
+    return " ".join(text.split())
 
 
 def run(case: Case, kernel: Kernel, steps: int) -> Way:
     plan = plan_of(case)
     slices = -(-case.batch // (plan.rows * plan.passes))
     grid = (plan.team, slices, 1)
-    return Machine(kernel, arguments_of(case, steps), plan.threads, grid).run()
+    if case.tier == "step":
+        grid = (slices * plan.team, -(-case.hidden // plan.units), 1)
+    return Machine(kernel, arguments_of(case, steps), plan.threads, grid, plan.team).run()
 
 
 def row_of(case: Case, kernel: Kernel) -> Row:
     """A step in the middle: the first and the last ones have less to do."""
     few, more = run(case, kernel, 4), run(case, kernel, 5)
-    step = more - few
+    # In the step tier a step is a launch of its own.
+    step = more if case.tier == "step" else more - few
 
     def count(*names: str) -> int:
         return sum(step.counts[name] for name in names)
@@ -175,7 +202,7 @@ def row_of(case: Case, kernel: Kernel) -> Row:
         shared=count("LDS", "STS", "LDSM", "STAS"),
         globally=count("LDG", "STG", "LDGSTS", "REDG"),
         barriers=count("BAR", "SYNCS"),
-        prologue=more.clocks - 5 * step.clocks,
+        prologue=0 if case.tier == "step" else more.clocks - 5 * step.clocks,
     )
 
 
@@ -214,7 +241,7 @@ def main() -> None:
         raise SystemExit(reason)
     rows = measured(CASES)
     text = (
-        f"# A step of the persistent kernels, one thread's way ({ARCH})\n\n"
+        f"# A step of the CUDA kernels, one thread's way ({ARCH})\n\n"
         "Made by `benchmarks/step_path.py`, which says how. Cuts are the planner's for an "
         f"{DEVICE}. Latencies are assumed; nothing here was measured on a GPU.\n\n"
     )

@@ -345,10 +345,15 @@ def main() -> None:
         "--control", action="store_true", help="loops that do more than run their cells"
     )
     parser.add_argument("--cell", default="", help="one of your own alone, as file.py:name")
+    parser.add_argument("--kernel", default="", help="kernels whose names hold this, alone")
     arguments = parser.parse_args()
     chosen = asking if arguments.gradients else controlled if arguments.control else variants
     own = load_cell(arguments.cell).name if arguments.cell else ""
-    found = (v for v in chosen(CHIPS[arguments.target]) if not own or v.cell == own)
+    found = (
+        v
+        for v in chosen(CHIPS[arguments.target])
+        if (not own or v.cell == own) and arguments.kernel in v.kernel
+    )
     if arguments.markdown:
         print(f"Triton {triton.__version__}, {arguments.target}\n")
         print(f"| {' | '.join(COLUMNS)} |\n|{' --- |' * len(COLUMNS)}")

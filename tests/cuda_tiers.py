@@ -13,7 +13,8 @@ TIERS = (*gpu.TIERS, *HELD)
 def force_tier(monkeypatch, tier):
     """Blocks own a few units and 8 sequences, so that small problems take teams and slices.
 
-    In the grid tier 16 sequences in two passes, in the block tier all units.
+    In the grid tier 16 sequences in two passes, in the block tier all units; in the step tier one,
+    two or four blocks share a tile.
     """
     tier, _, held = tier.partition(" ")
 
@@ -23,9 +24,11 @@ def force_tier(monkeypatch, tier):
         number = gpu.number_of(dtype)
         limits = gpu.device_limits(device)
         if gpu.reason_for_step_tier(cell, *asked[:1], projected, *asked[1:]) is not None:
-            return planned_for(cell, dtype, sizes, projected, backward, device, *asked)
+            planned = planned_for(cell, dtype, sizes, projected, backward, device, *asked)
+            return replace(planned, team=(1, 2, 4)[sizes.hidden % 3])
         if tier == "step":
-            return gpu.make_plan(cell, number, sizes, projected, backward, limits, "step")
+            planned = gpu.make_plan(cell, number, sizes, projected, backward, limits, "step")
+            return replace(planned, team=(1, 2, 4)[sizes.hidden % 3])
         planned = gpu.make_plan(cell, number, sizes, projected, backward, limits, "block")
         even = sizes.hidden + sizes.hidden % 2
         # Teams of at least two, and few enough for all slices and directions to be resident.
@@ -44,5 +47,20 @@ def force_tier(monkeypatch, tier):
         if held and warps <= 8 and number != "fp32":
             return replace(planned, tier=tier, **cut, held=1, threads=max(64, 32 * warps), waves=1)
         return replace(planned, tier=tier, **cut, held=0, threads=64, waves=1)
+
+    monkeypatch.setattr(gpu, "plan_for", plan)
+
+
+def share_tiles(monkeypatch):
+    """Takes the step tier, with one, two or four blocks to a tile: which, a cell's name says."""
+
+    planned_for = gpu.plan_for
+
+    def plan(cell, dtype, sizes, projected, backward, device, *asked):
+        planned = planned_for(cell, dtype, sizes, projected, backward, device, *asked)
+        if planned.tier != "step":
+            number, limits = gpu.number_of(dtype), gpu.device_limits(device)
+            planned = gpu.make_plan(cell, number, sizes, projected, backward, limits, "step")
+        return replace(planned, team=(1, 2, 4)[len(cell) % 3])
 
     monkeypatch.setattr(gpu, "plan_for", plan)

@@ -27,13 +27,11 @@ def program(engine):
     return ROOT / path
 
 
-# Under a sanitizer they take minutes to compile.
-SANITIZED = [pytest.param(name, marks=pytest.mark.exhaustive) for name in ("address", "thread")]
-
-
+# They take minutes to compile.
+@pytest.mark.exhaustive
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
-@pytest.mark.parametrize("engine", ["fibers", *SANITIZED])
+@pytest.mark.parametrize("engine", ["fibers", "address", "thread"])
 @pytest.mark.parametrize(
     ("tier", "number", "weights"),
     [*itertools.product(TIERS + VARIANTS, ["fp32", "bf16"], ["shared"]),

@@ -278,8 +278,25 @@ def test_a_grid_must_be_resident_and_its_counter_hold_all_steps():
     assert "counter" in error_of(p, hidden=1024, steps=2**31 // p["team"])
 
 
-def test_the_step_tier_takes_any_numbers():
-    assert error_of(dict.fromkeys(CUT, 0) | {"tier": "step"}, hidden=10**6) is None
+@pytest.mark.parametrize("team", range(6))
+def test_the_step_tier_looks_at_the_blocks_of_a_tile_alone(team):
+    numbers = dict.fromkeys(CUT, 0) | {"tier": "step", "team": team}
+    error = error_of(numbers, hidden=10**6)
+    assert (error is None) == (team in (1, 2, 4)), error
+    of_old = error_of(numbers, hidden=10**6, device=(80, 108, 166912, 1410))
+    assert (of_old is None) == (team == 1), of_old
+
+
+def test_blocks_share_a_tile_where_there_are_processors_to_spare():
+    """A backward pass of 32 tiles, each of 128 slices; and one of as many tiles as processors."""
+    shared = plan("step", number="tf32", hidden=1024, batch=64, backward=True)
+    assert shared["team"] > 1 and shared["blocks"] == 32 * shared["team"]
+    assert plan("step", number="tf32", hidden=1024, batch=256, backward=True)["team"] == 1
+    assert plan("step", hidden=64, batch=64)["team"] == 1  # a slice or two
+    old = (80, 108, 166912, 1410)
+    assert (
+        plan("step", number="tf32", hidden=1024, batch=64, backward=True, device=old)["team"] == 1
+    )
 
 
 # --- the tiers ------------------------------------------------------------------------------------
@@ -391,7 +408,7 @@ def test_the_modelled_time_lies_above_the_floor_and_not_far(hidden):
         p = plan(hidden=hidden, batch=batch)
         # A launch of the step tier ends with its last wave.
         step = p["step_us"] * (1 if p["tier"] == "step" else p["waves"])
-        # Of the step tier's time most is the instructions of its narrow slices.
+        # Of the step tier's time most is launches and the instructions of its slices.
         most = (10 if p["tier"] == "step" else 6) * floor
         assert floor <= step <= most, f"batch {batch}: {step:.2f} us, floor {floor}"
 

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-SAMPLES = ("reverse", "product", "pipeline", "ring", "hops", "mail")
+SAMPLES = (
+    "reverse", "product", "product_across", "pipeline", "ring", "shares", "hops", "mail",
+)  # fmt: skip
 SEED = int(os.environ.get("BPTT_TEST_SEED", "20"))
 SEEDS = range(SEED, SEED + 8)
 PATIENCE_S = 120
@@ -51,6 +53,7 @@ FAULTS = [
     ("reverse", "divergent_barrier", "threads meet at two places: __syncthreads at samples.cuh:"),
     ("product", "missing_barrier", "wrong: element"),
     ("product", "past_the_tile", "of a view of 128"),
+    ("product_across", "missing_barrier", "wrong: element"),
     ("pipeline", "missing_wait", "wrong: element"),
     ("pipeline", "stale_buffer", "wrong: element"),
     ("ring", "missing_wait", "fault: ring, block"),
@@ -77,6 +80,8 @@ def test_fibers_catch_in_any_order(name, fault, message, sample):
     [
         ("ring", "missing_barrier", "wrong: element"),
         ("ring", "leaves_early", "a store to the shared memory of a block that has ended"),
+        ("shares", "missing_barrier", "wrong: element"),
+        ("shares", "leaves_early", "a load from the shared memory of a block that has ended"),
         ("mail", "early_copy", "wrong: element"),
     ],
 )

@@ -296,6 +296,11 @@ def _answer(truth: int) -> Callable[..., Meaning]:
     return meaning
 
 
+def _all_of_block(modifiers: tuple[str, ...], operands: tuple[str, ...]) -> Meaning:
+    """What a barrier found to be so for all threads: taken for true."""
+    return (lambda state: state.put(operands[1], 1)), (), (operands[1],)
+
+
 def _smaller(modifiers: tuple[str, ...], a: int, b: int, least: int) -> int:
     unsigned = "U32" in modifiers
     pair = (a, b) if unsigned else (signed(a), signed(b))
@@ -382,5 +387,5 @@ ARITHMETIC: dict[str, Callable[..., Meaning]] = {
     "F2F": _word(lambda m, a: _halves(m, 0, a), as_float=True),
     "FCHK": _answer(0), "SYNCS": _answer(1),
     "HADD2": _word(lambda m, a, b: to_bits(_widened(b))), "HFMA2": _two_halves,
-    "MAPA": _word(lambda m, a, b: a),
+    "MAPA": _word(lambda m, a, b: a), "B2R": _all_of_block,
 }  # fmt: skip

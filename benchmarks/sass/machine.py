@@ -82,11 +82,17 @@ class Machine:
     """Runs a kernel for thread `thread` of block 0, whose parameters are `parameters`."""
 
     def __init__(
-        self, kernel: Kernel, parameters: bytes, threads: int, grid: tuple[int, int, int]
+        self,
+        kernel: Kernel,
+        parameters: bytes,
+        threads: int,
+        grid: tuple[int, int, int],
+        cluster: int = 1,
     ) -> None:
         constants = bytearray(0x210 + len(parameters))
         for place, size in enumerate((threads, 1, 1, *grid)):
             constants[4 * place : 4 * place + 4] = size.to_bytes(4, "little")
+        constants[0x188:0x18C] = cluster.to_bytes(4, "little")
         constants[0x28:0x2C] = (1 << 16).to_bytes(4, "little")  # of the stack
         constants[0x210:] = parameters
         self.kernel = kernel

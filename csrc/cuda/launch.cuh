@@ -206,6 +206,19 @@ auto backward_kernel(const GpuPlan& plan)
   return nullptr;
 }
 
+// Runs the step tier: run(split), with as many blocks to a tile as were planned or, where the
+// device has no room for clusters of them at the moment, with one.
+template <class Run>
+const char* run_steps(const GpuCall& call, Run run) {
+  const int split = call.plan.tier == Tier::kStep ? call.plan.cut.team : 1;
+  cudaError_t status = run(split);
+  if (split > 1 && lacks_room(status)) {
+    *call.refused = true;
+    status = run(1);
+  }
+  return error_text(status);
+}
+
 }  // namespace gpu
 
 template <class Cell>
@@ -235,8 +248,10 @@ const char* CellLaunch<Cell>::forward(const GpuCall& call, const ForwardParams& 
       if (!gpu::lacks_room(status)) return gpu::error_text(status);
       *call.refused = true;
     }
-    return gpu::error_text(
-        gpu::run_forward_steps<Cell, Number>(args, params.in.control, call.scratch, call.stream));
+    return gpu::run_steps(call, [&](int split) {
+      return gpu::run_forward_steps<Cell, Number>(args, params.in.control, split, call.scratch,
+                                                  call.stream);
+    });
   });
 }
 
@@ -250,8 +265,10 @@ const char* CellLaunch<Cell>::backward(const GpuCall& call, const BackwardParams
       if (!gpu::lacks_room(status)) return gpu::error_text(status);
       *call.refused = true;
     }
-    return gpu::error_text(
-        gpu::run_backward_steps<Cell, Number>(args, params.in.control, call.scratch, call.stream));
+    return gpu::run_steps(call, [&](int split) {
+      return gpu::run_backward_steps<Cell, Number>(args, params.in.control, split, call.scratch,
+                                                   call.stream);
+    });
   });
 }
 

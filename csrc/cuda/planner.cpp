@@ -54,10 +54,14 @@ constexpr int kGroup = 18;  // processors among which a cluster finds room, at m
 constexpr int kUsualMhz = 1500;
 
 // Of the step tier's kernels.
-constexpr int kStepRows = 64, kStepSliceBytes = 64;
-constexpr double kSliceClocks = 380;  // of a slice, its instructions alone [path]
-constexpr int kStepResident = 2;      // blocks of a processor [assumed]
-constexpr double kDiagonalUs = 0.3;   // a step's loads, four steps at a time [assumed]
+constexpr int kStepRows = 64, kStepSliceBytes = 128, kStepSharedBytes = 96 * 1024;
+constexpr int kWideSliceColumns = 32;     // with so few columns a slice is twice as wide
+constexpr double kSliceClocks = 270;      // of a slice, its instructions alone [path]
+constexpr double kWideSliceClocks = 340;  // and of a wide one
+constexpr double kStepClocks = 2300;      // of a launch besides slices and cell [path]
+constexpr int kStepResident = 2;          // blocks of a processor, at most [assumed]
+constexpr int kLargestSplit = 4;          // blocks that share a tile
+constexpr double kDiagonalUs = 0.3;       // a step's loads, four steps at a time [assumed]
 
 // Multiplications and additions of a processor in a clock, for 16-bit numbers and float sums.
 double half_rate(int capability) {
@@ -357,23 +361,41 @@ int launches_of(const GpuProblem& p) {
   return products + rows + (p.norms ? 2 - rows : 0);
 }
 
+// How the step tier cuts a launch: tiles of kStepRows rows and `units` units, each multiplied by a
+// cluster of `split` blocks.
+struct StepCut {
+  int units, split;
+  double tiles, columns, depth;  // columns of the product, and its depth
+};
+
+// Blocks of the step tier that a device holds at a time.
+double step_room(const Device& device, int split) {
+  const double resident =
+      std::clamp((device.shared_bytes + kReservedBytes) / (kStepSharedBytes + kReservedBytes), 1,
+                 kStepResident);
+  const double processors = std::max(1, device.processors);
+  return resident * (split > 1 ? split * double{1} * resident_clusters(device, split) : processors);
+}
+
 // One launch of the step tier: all blocks' slices of the depth, then the cell.
-double step_launch_us(const GpuProblem& p, const Device& device, double blocks, double columns,
-                      double depth) {
+double step_launch_us(const GpuProblem& p, const Device& device, const StepCut& cut) {
   const double clock = clocks_per_us(device), processors = std::max(1, device.processors);
-  const double bytes = element_bytes(p.number);
+  const double bytes = element_bytes(p.number), blocks = cut.tiles * cut.split;
   const double rows = std::min<double>(kStepRows, static_cast<double>(p.batch));
-  const double slices = std::max(1.0, std::ceil(depth * bytes / kStepSliceBytes));
-  const double read = (rows + columns) * kStepSliceBytes;  // of a slice
+  const bool wide = cut.columns <= kWideSliceColumns;
+  const double slice_bytes = wide ? 2 * kStepSliceBytes : kStepSliceBytes;
+  const double all_slices = std::max(1.0, std::ceil(cut.depth * bytes / slice_bytes));
+  const double slices = std::ceil(all_slices / cut.split);
+  const double read = (rows + cut.columns) * slice_bytes;  // of a slice
   const double rate = matrix_rate(p.number, device.capability);
-  const double multiply = std::ceil(rows / 16) * 16 * columns * kStepSliceBytes / bytes / rate;
-  const double crowd = std::min<double>(kStepResident, std::ceil(blocks / processors));
-  const double waves = std::ceil(blocks / (processors * crowd));
-  const double slice = std::max(kSliceClocks, crowd * std::max(read / kL2BytesPerClock, multiply));
-  const double own = waves *
-                     (2 * kL2Clocks + slices * slice +
-                      item_clocks(static_cast<double>(traits_of(p.cell).gates), p.backward)) /
-                     clock;
+  const double multiply = std::ceil(rows / 16) * 16 * cut.columns * slice_bytes / bytes / rate;
+  const double room = step_room(device, cut.split), waves = std::ceil(blocks / room);
+  const double crowd = std::min(std::ceil(blocks / processors), std::ceil(room / processors));
+  const double slice = std::max(wide ? kWideSliceClocks : kSliceClocks,
+                                crowd * std::max(read / kL2BytesPerClock, multiply));
+  const double cell = item_clocks(static_cast<double>(traits_of(p.cell).gates), p.backward);
+  const double own = waves * (kStepClocks + slices * slice + cell) / clock +
+                     (cut.split > 1 ? waves * kClusterUs : 0);
   return kLaunchUs + std::max(own, blocks * slices * read / kL2BytesPerUs);
 }
 
@@ -391,14 +413,20 @@ GpuPlan step_plan(const GpuProblem& p, const Device& device) {
   }
   plan.exchanges = launches_of(p);
   const double gates = static_cast<double>(cell.gates), hidden = static_cast<double>(p.hidden);
-  const double blocks = std::ceil(static_cast<double>(p.batch) / kStepRows) *
-                        std::ceil(hidden / units) * static_cast<double>(p.directions);
-  plan.blocks = static_cast<int>(std::clamp<double>(blocks, 1, kLargest));
-  const double room = double{kStepResident} * std::max(1, device.processors);
-  plan.waves = static_cast<int>(std::ceil(plan.blocks / room));
-  const double columns = one_plane ? units : gates * units;
-  const double depth = p.backward ? gates * hidden : static_cast<double>(p.state);
-  plan.step_us = plan.exchanges * step_launch_us(p, device, plan.blocks, columns, depth);
+  StepCut cut{units, 1, 0, one_plane ? units : gates * units, 0};
+  cut.tiles = std::ceil(static_cast<double>(p.batch) / kStepRows) * std::ceil(hidden / units) *
+              static_cast<double>(p.directions);
+  cut.depth = p.backward ? gates * hidden : static_cast<double>(p.state);
+  const bool clusters = device.capability >= 90 && device.processors >= kLargestSplit;
+  for (int split = 1; split <= (clusters ? kLargestSplit : 1); split *= 2) {
+    cut.split = split;
+    const double step_us = plan.exchanges * step_launch_us(p, device, cut);
+    if (split > 1 && step_us >= plan.step_us) continue;
+    plan.step_us = step_us;
+    plan.cut.team = split;
+    plan.blocks = static_cast<int>(std::clamp<double>(cut.tiles * split, 1, kLargest));
+    plan.waves = static_cast<int>(std::ceil(plan.blocks / step_room(device, split)));
+  }
   plan.sequence_us = static_cast<double>(p.steps) * plan.step_us;
   return plan;
 }
@@ -497,9 +525,17 @@ int element_bytes(NumberKind number) {
   return number == NumberKind::kFloat32 || number == NumberKind::kTf32 ? 4 : 2;
 }
 
+// Of the step tier, whose other numbers the kernels know.
+static const char* split_error(int team, const Device& device) {
+  if (team != 1 && team != 2 && team != kLargestSplit) {
+    return "a team of the step tier is of 1, 2 or 4 blocks";
+  }
+  return team == 1 || device.capability >= 90 ? nullptr : "the device has no clusters";
+}
+
 // Looks at tier, cut and threads; all else follows from them.
 const char* plan_error(const GpuPlan& plan, const GpuProblem& problem, const Device& device) {
-  if (plan.tier == Tier::kStep) return nullptr;
+  if (plan.tier == Tier::kStep) return split_error(plan.cut.team, device);
   if (const char* error = problem_error(problem, device)) return error;
   if (plan.threads < 32 || plan.threads > kMostThreads || plan.threads % 32 != 0) {
     return "threads must be a multiple of 32, at most 256";

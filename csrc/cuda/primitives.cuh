@@ -4,6 +4,7 @@
 //   View<T>            a pointer that the simulator also knows the end of
 //   shared_memory()    the block's dynamic shared memory, aligned to 1024 bytes
 //   sync_block(), sync_warp()
+//   all_of_block(true or false)   whether it is true for all threads; a barrier for the block
 //   shuffle_xor(value, mask)
 //
 // Matrix instructions; every lane of the warp calls them:
@@ -12,6 +13,7 @@
 //   load_matrices(words, row)                   four 8 x 8 matrices of 16-bit values (ldmatrix);
 //                                               lane k gives the address of row k % 8 of matrix k /
 //                                               8
+//   load_transposed(words, row)                 the same, each matrix transposed (ldmatrix.trans)
 //   The fragments are laid out as the PTX manual draws them for mma.m16n8k16 and m16n8k8.
 //
 // Numbers of 16 bits are Bf16 and Fp16:
@@ -35,6 +37,8 @@
 //   store_remote(here, value, barrier, rank)
 //                            to the same place in another block's shared memory; then counts four
 //                            bytes at the same barrier there
+//   load_remote(here, rank)  what lies at the same place in another block's shared memory, which
+//                            arrive_cluster/wait_cluster made visible, and keep there meanwhile
 //
 // Blocks of a grid (a cooperative launch); counters lie in global memory and only grow:
 //   signal(counter, count)   by one thread, after a sync_block: what the block has stored ...
@@ -90,9 +94,11 @@ struct Fp16 {
 // And of functions that look at what has to stay there: one that is called puts it in memory.
 #if defined(BPTT_SIMULATOR)
 #define BPTT_UNROLL
+#define BPTT_ROLLED
 #define BPTT_INLINED inline
 #else
 #define BPTT_UNROLL _Pragma("unroll")
+#define BPTT_ROLLED _Pragma("unroll 1")
 #define BPTT_INLINED __forceinline__
 #endif
 

@@ -46,6 +46,7 @@ __device__ inline size_t shared_memory_bytes() {
 
 __device__ inline void sync_block() { __syncthreads(); }
 __device__ inline void sync_warp() { __syncwarp(); }
+__device__ inline bool all_of_block(bool mine) { return __syncthreads_and(mine); }
 __device__ inline float shuffle_xor(float value, unsigned mask) {
   return __shfl_xor_sync(0xFFFFFFFFu, value, mask);
 }
@@ -158,6 +159,13 @@ __device__ inline void load_matrices(uint32_t (&words)[4], const void* row) {
                : "memory");
 }
 
+__device__ inline void load_transposed(uint32_t (&words)[4], const void* row) {
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+               : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3])
+               : "r"(shared_address(row))
+               : "memory");
+}
+
 // --- asynchronous copies
 // --------------------------------------------------------------------------
 
@@ -257,6 +265,15 @@ __device__ inline void store_remote(uint32_t* here, uint32_t value, TransactionB
                : "memory");
 }
 
+__device__ inline float load_remote(const float* here, unsigned rank) {
+  float value;
+  asm volatile("ld.shared::cluster.f32 %0, [%1];"
+               : "=f"(value)
+               : "r"(remote_address(here, rank))
+               : "memory");
+  return value;
+}
+
 #else
 
 // Never called: an architecture without clusters has the kernels' names only.
@@ -272,6 +289,7 @@ struct TransactionBarrier {
 };
 __device__ inline void fence_barriers() {}
 __device__ inline void store_remote(uint32_t*, uint32_t, TransactionBarrier*, unsigned) {}
+__device__ inline float load_remote(const float* here, unsigned) { return *here; }
 
 #endif
 

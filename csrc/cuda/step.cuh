@@ -19,25 +19,25 @@ auto with_loop(const Control& control, bool controlled, F f) {
 
 template <class Cell, class Number>
 cudaError_t run_forward_steps(const ForwardArgs<typename Number::Storage>& p,
-                              const Control& control, void* scratch, void* stream) {
+                              const Control& control, int split, void* scratch, void* stream) {
   return with_loop<Cell>(control, control.on, [&](const auto& loop) {
     if constexpr (Cell::kStages == 0) {
       return run_diagonal_forward<Cell, Number>(p, loop, stream);
     } else {
-      return run_step_forward<Cell, Number>(p, loop, scratch, stream);
+      return run_step_forward<Cell, Number>(p, loop, split, scratch, stream);
     }
   });
 }
 
 template <class Cell, class Number>
 cudaError_t run_backward_steps(const BackwardArgs<typename Number::Storage>& p,
-                               const Control& control, void* scratch, void* stream) {
+                               const Control& control, int split, void* scratch, void* stream) {
   const bool controlled = control.on || p.dcells;
   return with_loop<Cell>(control, controlled, [&]<class Loop>(const Loop& loop) {
     if constexpr (Cell::kStages == 0) {
       return run_diagonal_backward<Cell, Number>(p, loop, scratch, stream);
     } else {
-      return BackwardLaunches<Cell, Number, Loop>(p, loop, scratch, stream).run();
+      return BackwardLaunches<Cell, Number, Loop>(p, loop, split, scratch, stream).run();
     }
   });
 }

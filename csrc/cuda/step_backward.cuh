@@ -42,21 +42,22 @@ class BackwardStep : BackwardUnits<Cell, Number, Loop> {
     Product product;
     product.start(source(Product::own_row()), weights(), depth(), block.rows());
     Ahead ahead[Items::kCount];
-    BPTT_UNROLL
-    for (int k = 0; k < Items::kCount; ++k) load(Items::row(k), ahead[k]);
+    for_own_items<Items>([&](int row, int k) { load(row, ahead[k]); });
     float w_unit[kUnitWeights + 1] = {};
     BPTT_UNROLL
     for (int k = 0; k < kUnitWeights; ++k) {
       w_unit[k] = runs_cell && unit < width ? this->unit_weight(k, unit) : 0;
     }
     product.finish();
-    BPTT_UNROLL
-    for (int k = 0; k < Items::kCount; ++k) {
-      const int row = Items::row(k);
-      if (unit >= width || !block.has(row, kInside)) continue;
+    float sums[Items::kCount];
+    for_own_items<Items>([&](int row, int k) { sums[k] = product.sum(row, Items::unit()); });
+    product.done_reading();
+    for_own_items<Items>([&](int row, int k) {
+      if (unit >= width || !block.has(row, kInside)) return;
       if (runs_cell && step == 0 && block.has(row, kNever)) this->keep_initial(row, unit);
-      finish(row, ahead[k], product.sum(row, Items::unit()), w_unit);
-    }
+      finish(row, ahead[k], sums[k], w_unit);
+    });
+    product.leave();
   }
 
  private:
@@ -235,8 +236,10 @@ class BackwardLaunches {
   using S = typename Number::Storage;
 
  public:
-  BackwardLaunches(const BackwardArgs<S>& p, const Loop& loop, void* scratch, void* stream)
-      : p(p), loop(loop), stream(stream) {
+  // The blocks of a tile are a cluster of `split`.
+  BackwardLaunches(const BackwardArgs<S>& p, const Loop& loop, int split, void* scratch,
+                   void* stream)
+      : p(p), loop(loop), split(split), stream(stream) {
     Carver carver(scratch);
     carved = carve_step_backward<Cell, S>(p, Loop::kOn, carver);
   }
@@ -267,7 +270,7 @@ class BackwardLaunches {
     if constexpr (Cell::kStages == 2 || kProjects<Cell>) {
       if (status == cudaSuccess && runs && (Cell::kStages == 2 || p.w_hr)) {
         const auto config =
-            step_config<BackwardStep<Cell, Number, Loop, true>>(p, p.hidden, stream);
+            step_config<BackwardStep<Cell, Number, Loop, true>>(p, p.hidden, split, stream);
         status = launch("step_backward, second product", step_backward<Cell, Number, Loop, true>,
                         config, p, carved, loop, step);
       }
@@ -276,7 +279,8 @@ class BackwardLaunches {
   }
 
   cudaError_t first(int step, const Loop& loop) const {
-    const auto config = step_config<BackwardStep<Cell, Number, Loop, false>>(p, p.state, stream);
+    const auto config =
+        step_config<BackwardStep<Cell, Number, Loop, false>>(p, p.state, split, stream);
     return launch("step_backward", step_backward<Cell, Number, Loop, false>, config, p, carved,
                   loop, step);
   }
@@ -301,6 +305,7 @@ class BackwardLaunches {
 
   const BackwardArgs<S>& p;
   const Loop& loop;
+  const int split;
   void* const stream;
   StepBackwardScratch<S> carved;
 };

@@ -28,7 +28,7 @@ enum RowFlag : uint8_t {
   kPasses = 128  // gradients pass to the state before
 };
 
-// Block (rows, units, direction) of a launch.
+// Block (rows, units, direction) of a launch, or a cluster of blocks there.
 struct StepBlock {
   const SizeArgs sizes;
   const Masks masks;
@@ -45,7 +45,7 @@ struct StepBlock {
       : sizes(p),
         masks(p),
         direction(blockIdx.z),
-        row0(blockIdx.x * rows),
+        row0(blockIdx.x / cluster_size() * rows),
         unit0(blockIdx.y * units),
         backwards(runs_backwards(p.pattern, direction)),
         t(backwards ? p.steps - 1 - order : order),
@@ -117,16 +117,17 @@ class Carver {
   size_t bytes_ = 0;
 };
 
-// Of a kernel that covers `width` units, kUnits a block.
+// Of a kernel that covers `width` units, kUnits a cluster of `split` blocks.
 template <class Step>
-LaunchConfig step_config(const SizeArgs& sizes, int width, void* stream) {
+LaunchConfig step_config(const SizeArgs& sizes, int width, int split, void* stream) {
   LaunchConfig config;
   const auto tiles = [](int count, int size) {
     return static_cast<unsigned>((count + size - 1) / size);
   };
-  config.grid = {tiles(sizes.batch, kStepRows), tiles(width, Step::kUnits),
+  config.grid = {tiles(sizes.batch, kStepRows) * split, tiles(width, Step::kUnits),
                  static_cast<unsigned>(sizes.directions)};
   config.block = {kStepThreads};
+  config.cluster = split;
   config.shared_bytes = Step::kSharedBytes;
   config.stream = stream;
   return config;
@@ -143,12 +144,29 @@ inline LaunchConfig row_config(const SizeArgs& sizes, int width, size_t shared_b
   return config;
 }
 
-// What a thread owns of a tile: one unit of rows that are kStride apart.
+// What a thread owns of a tile: one unit of rows that are kStride apart, by turns with the blocks
+// that share the tile.
 template <int kUnitsOfTile>
 struct StepItems {
   static constexpr int kStride = kStepThreads / kUnitsOfTile, kCount = kStepRows / kStride;
+  static_assert(kCount % kLargestSplit == 0);
   static __device__ int unit() { return threadIdx.x % kUnitsOfTile; }
-  static __device__ int row(int item) { return threadIdx.x / kUnitsOfTile + item * kStride; }
+  // Of kCount items, whether a block has so many.
+  static __device__ bool has(int item) { return item * static_cast<int>(cluster_size()) < kCount; }
+  static __device__ int row(int item) {
+    const int turn = item * static_cast<int>(cluster_size()) + static_cast<int>(cluster_rank());
+    return threadIdx.x / kUnitsOfTile + turn * kStride;
+  }
 };
+
+// f of a row's item, for those that the thread owns. Unrolled: what is kept of an item stays in
+// registers.
+template <class Items, class F>
+__device__ void for_own_items(F f) {
+  BPTT_UNROLL
+  for (int k = 0; k < Items::kCount; ++k) {
+    if (Items::has(k)) f(Items::row(k), k);
+  }
+}
 
 }  // namespace bptt::gpu

@@ -35,25 +35,26 @@ class ForwardStep : ForwardUnits<Cell, Number, Loop> {
     product.start(source(Product::own_row()), weights(), kSecond ? p.hidden : p.state,
                   block.rows());
     Ahead ahead[Items::kCount];
-    BPTT_UNROLL
-    for (int k = 0; k < Items::kCount; ++k) load(Items::row(k), ahead[k]);
-    product.finish();
+    for_own_items<Items>([&](int row, int k) { load(row, ahead[k]); });
     float biases[2][kNow] = {}, w_unit[Cell::kUnitWeights + 1] = {};
     if constexpr (!kNormalized<Cell>) load_unit(biases, w_unit);
-    BPTT_UNROLL
-    for (int k = 0; k < Items::kCount; ++k) {
-      const int row = Items::row(k);
-      if (unit >= width || !block.has(row, kInside)) continue;
-      float sums[kNow];
+    product.finish();
+    float sums[Items::kCount][kNow];
+    for_own_items<Items>([&](int row, int k) {
       BPTT_UNROLL
-      for (int g = 0; g < kNow; ++g) sums[g] = product.sum(row, g * kUnits + Items::unit());
+      for (int g = 0; g < kNow; ++g) sums[k][g] = product.sum(row, g * kUnits + Items::unit());
+    });
+    product.done_reading();
+    for_own_items<Items>([&](int row, int k) {
+      if (unit >= width || !block.has(row, kInside)) return;
       if constexpr (kNormalized<Cell>) {
-        store_product(row, sums);
+        store_product(row, sums[k]);
       } else {
         if (step == 0 && block.has(row, kNever)) keep_initial(row);
-        finish(row, ahead[k], sums, biases, w_unit);
+        finish(row, ahead[k], sums[k], biases, w_unit);
       }
-    }
+    });
+    product.leave();
   }
 
  private:
@@ -200,14 +201,15 @@ size_t step_forward_scratch(const SizeArgs& sizes, bool controlled) {
   return carver.bytes();
 }
 
+// The blocks of a tile are a cluster of `split`.
 template <class Cell, class Number, class Loop>
 cudaError_t run_step_forward(const ForwardArgs<typename Number::Storage>& p, const Loop& loop,
-                             void* scratch, void* stream) {
+                             int split, void* scratch, void* stream) {
   if (p.batch == 0) return cudaSuccess;
   using First = ForwardStep<Cell, Number, Loop, false>;
   Carver carver(scratch);
   const auto carved = carve_step_forward<Cell, typename Number::Storage>(p, Loop::kOn, carver);
-  const LaunchConfig first = step_config<First>(p, p.hidden, stream);
+  const LaunchConfig first = step_config<First>(p, p.hidden, split, stream);
   cudaError_t status = cudaSuccess;
   if constexpr (Loop::kOn) {
     const LaunchConfig rows = row_config(p, p.state, 0, stream);
@@ -226,7 +228,8 @@ cudaError_t run_step_forward(const ForwardArgs<typename Number::Storage>& p, con
     } else if constexpr (Cell::kStages == 2 || kProjects<Cell>) {
       if (Cell::kStages == 2 || p.w_hr) {
         const int width = Cell::kStages == 2 ? p.hidden : p.state;
-        const auto second = step_config<ForwardStep<Cell, Number, Loop, true>>(p, width, stream);
+        const auto second =
+            step_config<ForwardStep<Cell, Number, Loop, true>>(p, width, split, stream);
         status = launch("step_forward, second product", step_forward<Cell, Number, Loop, true>,
                         second, p, carved, loop, step);
       }

@@ -1,5 +1,6 @@
 // The product of one step for a tile of the batch and some units: sums in registers, both operands
-// streamed through shared memory in slices of the depth.
+// streamed through shared memory in slices of the depth. The blocks of a cluster share a tile: each
+// takes a part of the depth, and all see the sums of all.
 #pragma once
 
 #include "product.cuh"
@@ -7,6 +8,8 @@
 namespace bptt::gpu {
 
 constexpr int kStepThreads = 256, kStepRows = 64;
+constexpr int kStepSharedBytes = 96 * 1024;  // of a block at most: what smaller devices have
+constexpr int kLargestSplit = 4;             // blocks of a cluster
 
 // `valid` elements, at most 16 bytes of them, and zeros after; for wait_for_copies and a
 // sync_block.
@@ -15,13 +18,13 @@ __device__ void copy_chunk(S* target, const View<const S>& from, int64_t place, 
   constexpr int kChunk = 16 / sizeof(S), kWord = 4 / sizeof(S);
   const int count = valid < 0 ? 0 : valid < kChunk ? valid : kChunk;
   // Of nothing, too, the address is one that can be read.
-  const S* const source = count > 0 ? from.at(place, count) : from ? from.at(0, 1) : nullptr;
+  const S* const source = count > 0 ? from.at(place, count) : from.at(0, 1);
   const auto address = reinterpret_cast<uintptr_t>(source);
   if (address % 16 == 0) {
     copy_async(target, source, count * sizeof(S));
     return;
   }
-  BPTT_UNROLL
+  BPTT_ROLLED
   for (int k = 0; k < kChunk; k += kWord) {
     if (address % 4 == 0 && k + kWord <= count) {
       copy_async_word(target + k, source + k);
@@ -40,72 +43,137 @@ struct StepWeights {
   int first, units;
 };
 
+// One of the operands of a product as a thread brings it: elements from `values` on, as many as
+// `limit` of them; the rest are zeros.
+template <class S>
+struct StepSource {
+  View<const S> values;
+  int limit = 0;
+
+  // Whether every chunk starts at 16 bytes and is there or not. `stride` is between rows.
+  __device__ bool is_whole(int stride) const {
+    return stride % kChunk == 0 && reinterpret_cast<uintptr_t>(values.at(0, 1)) % 16 == 0;
+  }
+
+  // Of `valid` elements from `place` on, as many as fit into a chunk.
+  template <bool kWhole>
+  __device__ void bring(S* target, int64_t place, int valid) const {
+    if constexpr (kWhole) {
+      const bool there = valid > 0;
+      copy_async(target, values.at(there ? place : 0, kChunk), there ? 16 : 0);
+    } else {
+      copy_chunk(target, values, place, valid);
+    }
+  }
+
+ private:
+  static constexpr int kChunk = 16 / sizeof(S);
+};
+
 // sum(row, column) = sum over k of row[k] * weights[column][k], for kPlanes * kUnits columns.
 //
-// Four warps take 16 rows each and the first half of every slice, four more the second half; the
-// two parts are added in order where they are read.
+// Four warps take 16 rows each and the first half of every slice, four more the second half. The
+// parts, and those of the blocks, are added in order where they are read.
 template <class Number, int kPlanes, int kUnits, bool kDepthMajor>
 class StepProduct {
   using S = typename Number::Storage;
   static constexpr int kColumns = kPlanes * kUnits, kPairs = kColumns / 16;
-  static constexpr int kChunk = 16 / sizeof(S);
-  static constexpr int kDepth = 4 * kChunk;  // of a slice: two matrix instructions
+  static constexpr int kChunk = 16 / sizeof(S), kRowThreads = kStepThreads / kStepRows;
+  // Of a slice. Wide ones cost fewer instructions; what is on its way has to cover a read of L2.
+  static constexpr int kSliceBytes = kColumns <= 32 ? 256 : 128;
+  static constexpr int kDepth = kSliceBytes / sizeof(S);
   // Eight rows start at different banks.
   static constexpr int kPitch = kDepth + kChunk;
   static constexpr int kWeightPitch = kDepthMajor ? kColumns + 8 : kPitch;
   static constexpr int kWeights = (kDepthMajor ? kDepth : kColumns) * kWeightPitch;
   static constexpr int kSlice = kStepRows * kPitch + kWeights;  // elements
-  static constexpr int kFit = 48 * 1024 / (kSlice * sizeof(S)), kBuffers = kFit < 6 ? kFit : 6;
+  static constexpr int kFit = kStepSharedBytes / (kSlice * sizeof(S));
+  static constexpr int kBuffers = kFit < 6 ? kFit : 6;
   static constexpr int kParts = Number::kStep == 0 ? 1 : 2, kSumsPitch = kColumns + 4;
   static constexpr int kSums = kParts * kStepRows * kSumsPitch;
-  // Of a depth-major matrix of 16-bit numbers a lane reads two columns at once; then they take
-  // turns between two tiles.
-  static constexpr bool kInterleaved = kDepthMajor && sizeof(S) == 2;
-  static_assert(kColumns % 16 == 0 && kColumns * 4 <= kStepThreads && kBuffers >= 2);
+  static_assert(kColumns % 16 == 0 && kColumns * kRowThreads <= kStepThreads && kBuffers >= 3);
   static_assert(!kDepthMajor || kPlanes == 1);
 
  public:
   static constexpr int kSharedBytes =
       kBuffers * kSlice * sizeof(S) > kSums * 4 ? kBuffers * kSlice * sizeof(S) : kSums * 4;
-  static_assert(kSharedBytes <= 47 * 1024);
 
   // The row that a thread brings; it gives start() what that row holds, or nothing for zeros.
-  static __device__ int own_row() { return threadIdx.x / 4; }
+  static __device__ int own_row() { return threadIdx.x / kRowThreads; }
 
   // Sends for the first slices. `rows` of the tile are in the batch.
   __device__ void start(View<const S> row, const StepWeights<S>& weights, int depth, int rows) {
-    row_ = row;
-    weights_ = weights;
-    depth_ = depth;
     rows_ = rows;
-    slices_ = (depth + kDepth - 1) / kDepth;
-    if constexpr (!kDepthMajor) {
-      const int column = threadIdx.x / 4, unit = weights.first + column % kUnits;
+    const int slices = (depth + kDepth - 1) / kDepth, blocks = static_cast<int>(cluster_size());
+    const int share = (slices + blocks - 1) / blocks, first = share * cluster_rank();
+    slices_ = slices - first < share ? slices - first : share;
+    next_ = first * kDepth;
+    if (slices == 0) return;
+    const View<const S> idle = weights.values;  // of what is zero, too, an address is one to read
+    row_ = {row ? row : idle, row ? depth : 0};
+    if constexpr (kDepthMajor) {
+      weights_ = {idle, depth};
+      first_ = weights.first + threadIdx.x % kColumnChunks * kChunk;
+      units_ = weights.units;
+    } else {
+      const int column = threadIdx.x / kRowThreads, unit = weights.first + column % kUnits;
       const int64_t place = int64_t{column / kUnits} * weights.units + unit;
       const bool inside = column < kColumns && unit < weights.units;
-      weights_.values = inside ? weights.values.slice(place * depth, depth) : View<const S>();
+      weights_ = {inside ? weights.values.slice(place * depth, depth) : idle, inside ? depth : 0};
     }
-    for (int slice = 0; slice < kBuffers - 1; ++slice) fetch(slice);
+    whole_ = all_of_block(row_.is_whole(depth) &&
+                          weights_.is_whole(kDepthMajor ? weights.units : depth));
+    BPTT_ROLLED
+    for (int slice = 0; slice < kBuffers - 1; ++slice) {
+      whole_ ? fetch<true>(slice, slice) : fetch<false>(slice, slice);
+    }
   }
 
-  // Ends with sums that all threads may read; a barrier for the block.
+  // Ends with sums that all threads of all blocks of the cluster may read; a barrier for them.
   __device__ void finish() {
-    for (int slice = 0; slice < slices_; ++slice) {
-      wait_for_copies<kBuffers - 2>();
-      sync_block();  // all have brought this slice, and are done with the one before it
-      fetch(slice + kBuffers - 1);
-      multiply(slice % kBuffers);
-    }
+    whole_ ? multiply_slices<true>() : multiply_slices<false>();
     wait_for_copies<0>();
     sync_block();
     store_sums();
-    sync_block();
+    if (cluster_size() > 1) {
+      arrive_cluster();
+      wait_cluster();
+    } else {
+      sync_block();
+    }
   }
 
+  // Of all blocks and parts, in order.
   __device__ float sum(int row, int column) const {
-    float sum = sums(0).at(row, column);
-    if constexpr (kParts == 2) sum += sums(1).at(row, column);
+    const int blocks = static_cast<int>(cluster_size());
+    if (blocks == 1) return own_sum(row, column);
+    float all[kLargestSplit][kParts];
+    BPTT_UNROLL
+    for (int k = 0; k < kLargestSplit; ++k) {
+      // All on their way together; those of blocks that are not there are left out afterwards.
+      const int rank = k < blocks ? k : 0;
+      BPTT_UNROLL
+      for (int part = 0; part < kParts; ++part) {
+        all[k][part] = load_remote(&sums(part).at(row, column), rank);
+      }
+    }
+    float sum = 0;
+    BPTT_UNROLL
+    for (int k = 0; k < kLargestSplit; ++k) {
+      BPTT_UNROLL
+      for (int part = 0; part < kParts; ++part) sum += k < blocks ? all[k][part] : 0;
+    }
     return sum;
+  }
+
+  // Around what a block does after it has read its last sum: nobody leaves while others read.
+  static __device__ void done_reading() {
+    if (cluster_size() > 1) arrive_cluster();
+  }
+  static __device__ void leave() {
+    if (cluster_size() == 1) return;
+    sync_warp();
+    wait_cluster();
   }
 
  private:
@@ -124,29 +192,59 @@ class StepProduct {
     return {all.slice(part * (kSums / kParts), kSums / kParts), kSumsPitch};
   }
 
-  __device__ void fetch(int slice) {
+  __device__ float own_sum(int row, int column) const {
+    float sum = sums(0).at(row, column);
+    if constexpr (kParts == 2) sum += sums(1).at(row, column);
+    return sum;
+  }
+
+  template <bool kWhole>
+  __device__ void multiply_slices() {
+    int now = 0;
+    BPTT_ROLLED
+    for (int slice = 0; slice < slices_; ++slice) {
+      wait_for_copies<kBuffers - 2>();
+      sync_block();  // all have brought this slice, and are done with the one before it
+      fetch<kWhole>(slice + kBuffers - 1, now == 0 ? kBuffers - 1 : now - 1);
+      multiply(now);
+      now = now + 1 == kBuffers ? 0 : now + 1;
+    }
+  }
+
+  template <bool kWhole>
+  __device__ void fetch(int slice, int buffer) {
     if (slice < slices_) {
-      const int k0 = slice * kDepth, k = k0 + threadIdx.x % 4 * kChunk;
-      const int column = threadIdx.x % 4 * kChunk, item = threadIdx.x / 4;
-      const Tile<S> weights = weights_tile(slice % kBuffers);
-      copy_chunk(rows_tile(slice % kBuffers).chunk(item, column), row_, k, row_ ? depth_ - k : 0);
-      if constexpr (kDepthMajor) {
-        fetch_depth_major(weights, k0);
-      } else if (item < kColumns) {
-        const bool inside = static_cast<bool>(weights_.values);
-        copy_chunk(weights.chunk(item, column), weights_.values, k, inside ? depth_ - k : 0);
+      const int column = threadIdx.x % kRowThreads * kChunk, item = threadIdx.x / kRowThreads;
+      const Tile<S> rows = rows_tile(buffer), weights = weights_tile(buffer);
+      BPTT_UNROLL
+      for (int k = 0; k < kDepth; k += kRowThreads * kChunk) {
+        const int place = next_ + column + k;
+        row_.template bring<kWhole>(rows.chunk(item, column + k), place, row_.limit - place);
+        if constexpr (!kDepthMajor) {
+          if (item < kColumns) {
+            weights_.template bring<kWhole>(weights.chunk(item, column + k), place,
+                                            weights_.limit - place);
+          }
+        }
       }
+      if constexpr (kDepthMajor) fetch_depth_major<kWhole>(weights);
+      next_ += kDepth;
     }
     commit_copies();
   }
 
-  __device__ void fetch_depth_major(const Tile<S>& weights, int k0) {
-    constexpr int kChunks = kColumns / kChunk;
-    if (threadIdx.x >= kDepth * kChunks) return;
-    const int k = threadIdx.x / kChunks, column = threadIdx.x % kChunks * kChunk;
-    const int unit = weights_.first + column;
-    copy_chunk(weights.chunk(k, column), weights_.values, int64_t{k0 + k} * weights_.units + unit,
-               k0 + k < depth_ ? weights_.units - unit : 0);
+  template <bool kWhole>
+  __device__ void fetch_depth_major(const Tile<S>& weights) {
+    constexpr int kRowsAtATime = kStepThreads / kColumnChunks;
+    static_assert(kDepth % kRowsAtATime == 0);
+    const int row = threadIdx.x / kColumnChunks, column = threadIdx.x % kColumnChunks * kChunk;
+    BPTT_UNROLL
+    for (int k = 0; k < kDepth; k += kRowsAtATime) {
+      const int depth = next_ + row + k;
+      weights_.template bring<kWhole>(weights.chunk(row + k, column),
+                                      int64_t{depth} * units_ + first_,
+                                      depth < weights_.limit ? units_ - first_ : 0);
+    }
   }
 
   __device__ void multiply(int buffer) {
@@ -154,20 +252,30 @@ class StepProduct {
     if constexpr (Number::kStep == 0) {
       multiply_by_threads(rows, weights);
     } else {
+      constexpr int kSteps = kDepth / Number::kStep / kParts;
       const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-      const int row0 = warp % 4 * kRowTile, k = warp / 4 * Number::kStep;
+      const int row0 = warp % 4 * kRowTile, k0 = warp / 4 * (kDepth / kParts);
       if (row0 >= rows_) return;
-      uint32_t words_a[4];
-      load_matrices(words_a, rows.chunk(row0 + lane % 16, k + lane / 16 * (Number::kStep / 2)));
-      round(words_a);
+      uint32_t a[kSteps][4], b[kSteps][kPairs][4];
       BPTT_UNROLL
-      for (int pair = 0; pair < kPairs; ++pair) {
-        uint32_t words_b[4];
-        load_weights(words_b, weights, 16 * pair, k);
-        round(words_b);
-        const uint32_t left[2] = {words_b[0], words_b[1]}, right[2] = {words_b[2], words_b[3]};
-        Number::multiply(d_[2 * pair], words_a, left);
-        Number::multiply(d_[2 * pair + 1], words_a, right);
+      for (int step = 0; step < kSteps; ++step) {
+        const int k = k0 + step * Number::kStep;
+        load_matrices(a[step], rows.chunk(row0 + lane % 16, k + lane / 16 * (Number::kStep / 2)));
+        BPTT_UNROLL
+        for (int pair = 0; pair < kPairs; ++pair)
+          load_weights(b[step][pair], weights, 16 * pair, k);
+      }
+      BPTT_UNROLL
+      for (int step = 0; step < kSteps; ++step) {
+        round(a[step]);
+        BPTT_UNROLL
+        for (int pair = 0; pair < kPairs; ++pair) {
+          round(b[step][pair]);
+          const uint32_t left[2] = {b[step][pair][0], b[step][pair][1]};
+          const uint32_t right[2] = {b[step][pair][2], b[step][pair][3]};
+          Number::multiply(d_[2 * pair], a[step], left);
+          Number::multiply(d_[2 * pair + 1], a[step], right);
+        }
       }
     }
   }
@@ -180,15 +288,9 @@ class StepProduct {
     if constexpr (!kDepthMajor) {
       load_matrices(words,
                     weights.chunk(column + lane / 16 * 8 + lane % 8, k + lane / 8 % 2 * kHalfStep));
-    } else if constexpr (kInterleaved) {
-      BPTT_UNROLL
-      for (int half = 0; half < 2; ++half) {
-        const int from = k + half * kHalfStep + lane % 4 * 2;
-        const uint32_t upper = word_at(weights, from, column + lane / 4 * 2);
-        const uint32_t lower = word_at(weights, from + 1, column + lane / 4 * 2);
-        words[half] = (upper & 0xFFFF) | lower << 16;
-        words[2 + half] = upper >> 16 | (lower & 0xFFFF0000);
-      }
+    } else if constexpr (sizeof(S) == 2) {
+      load_transposed(
+          words, weights.chunk(k + lane / 8 % 2 * kHalfStep + lane % 8, column + lane / 16 * 8));
     } else {
       BPTT_UNROLL
       for (int word = 0; word < 4; ++word) {
@@ -222,7 +324,6 @@ class StepProduct {
   // Rows thread / 16 + 16 i, columns thread % 16 + 16 j.
   __device__ void multiply_by_threads(const Tile<S>& rows, const Tile<S>& weights) {
     const int row = threadIdx.x / 16, column = threadIdx.x % 16;
-    BPTT_UNROLL
     for (int k = 0; k < kDepth; k += 4) {
       float a[4][4];
       BPTT_UNROLL
@@ -261,18 +362,19 @@ class StepProduct {
       const Tile<float> sums = this->sums(warp / 4);
       BPTT_UNROLL
       for (int k = 0; k < 8 * kPairs; ++k) {
-        const int tile = k / 4, j = k % 4, column = lane % 4 * 2 + j % 2;
-        const int place = kInterleaved ? 2 * column + tile % 2 : tile % 2 * 8 + column;
-        sums.at(warp % 4 * kRowTile + lane / 4 + j / 2 * 8, tile / 2 * 16 + place) = d_[tile][j];
+        const int tile = k / 4, j = k % 4, column = tile * 8 + lane % 4 * 2 + j % 2;
+        sums.at(warp % 4 * kRowTile + lane / 4 + j / 2 * 8, column) = d_[tile][j];
       }
     }
   }
 
+  static constexpr int kColumnChunks = kColumns / kChunk;
   static constexpr int kTiles = Number::kStep == 0 ? kPairs : 2 * kPairs;
   float d_[kTiles][4] = {};
-  View<const S> row_;
-  StepWeights<S> weights_;
-  int depth_ = 0, rows_ = 0, slices_ = 0;
+  StepSource<S> row_, weights_;
+  int rows_ = 0, slices_ = 0, next_ = 0;  // the place in the depth of what is sent for next
+  bool whole_ = true;
+  int first_ = 0, units_ = 0;  // of depth-major weights
 };
 
 }  // namespace bptt::gpu

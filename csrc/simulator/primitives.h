@@ -63,6 +63,16 @@ inline void sync_block(Where where = Where::current()) {
   sim::self->block->barrier->arrive_and_wait(where);
 }
 
+inline bool all_of_block(bool mine, Where where = Where::current()) {
+  sim::Block& block = *sim::self->block;
+  block.exchange[8 * sim::self->number] = mine;
+  block.barrier->arrive_and_wait(where);
+  bool all = true;
+  for (size_t k = 0; k < block.threads.size(); ++k) all = all && block.exchange[8 * k];
+  block.barrier->arrive_and_wait(where);
+  return all;
+}
+
 inline sim::Barrier& warp_barrier() { return *sim::self->block->warps[sim::self->warp()]; }
 
 inline void sync_warp(Where where = Where::current()) { warp_barrier().arrive_and_wait(where); }
@@ -167,19 +177,35 @@ inline void multiply_16x8x8(float (&d)[4], const uint32_t (&a)[4], const uint32_
   });
 }
 
-inline void load_matrices(uint32_t (&words)[4], const void* row, Where where = Where::current()) {
+// What a lane gets of the rows of four matrices, word_of(lane, word) of the lane that looked at
+// one.
+template <class Pick>
+void load_rows_of_matrices(uint32_t (&words)[4], const void* row, const Where& where, Pick pick) {
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) {
     sim::fail("ldmatrix: a row that does not start at 16 bytes");
   }
   // Each lane looks at its row when it comes, so that what others have yet to write is missed.
   uint32_t own[4];
   std::memcpy(own, row, 16);
-  with_warp(own, 4, where, [&words](auto word_of) {
-    const unsigned lane = sim::self->lane();
+  with_warp(own, 4, where, [&](auto word_of) {
     for (unsigned matrix = 0; matrix < 4; ++matrix) {
-      words[matrix] = word_of(8 * matrix + lane / 4, lane % 4);
+      words[matrix] = pick(word_of, 8 * matrix, sim::self->lane());
     }
     return 0;
+  });
+}
+
+inline void load_matrices(uint32_t (&words)[4], const void* row, Where where = Where::current()) {
+  load_rows_of_matrices(words, row, where, [](auto word_of, unsigned first, unsigned lane) {
+    return word_of(first + lane / 4, lane % 4);
+  });
+}
+
+inline void load_transposed(uint32_t (&words)[4], const void* row, Where where = Where::current()) {
+  load_rows_of_matrices(words, row, where, [](auto word_of, unsigned first, unsigned lane) {
+    const unsigned column = lane / 4, above = first + 2 * (lane % 4), shift = column % 2 * 16;
+    const uint32_t upper = word_of(above, column / 2) >> shift & 0xFFFF;
+    return upper | (word_of(above + 1, column / 2) >> shift & 0xFFFF) << 16;
   });
 }
 
@@ -353,6 +379,13 @@ inline void store_remote(uint32_t* here, uint32_t value, TransactionBarrier* bar
 #else
   sim::grid().messages.push_back({sim::self, deliver});
 #endif
+}
+
+inline float load_remote(const float* here, unsigned rank) {
+  if (sim::has_ended(*sim::self->block->cluster.at(rank))) {
+    sim::fail("a load from the shared memory of a block that has ended");
+  }
+  return *in_block(here, rank);
 }
 
 // --- blocks of a grid

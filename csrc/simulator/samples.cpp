@@ -52,7 +52,8 @@ std::string run_reverse(int fault) {
   return compared(out, expected);
 }
 
-std::string run_product(int fault) {
+// Of a product whose second operand lies in rows along the depth, or across it.
+std::string run_product(int fault, bool across) {
   const auto numbers = random_values(16 * 16 + 8 * 16);  // exact in bfloat16
   std::vector<uint16_t> a, b;
   for (size_t k = 0; k < numbers.size(); ++k) {
@@ -67,10 +68,17 @@ std::string run_product(int fault) {
       }
     }
   }
-  gpu::launch("product", product, {Extent{1}, Extent{32}, 2 * (256 + 128)}, constant(a),
-              constant(b), view(c), fault);
+  if (across) {
+    const std::vector<uint16_t> rows = b;
+    for (int k = 0; k < 8 * 16; ++k) b[k % 16 * 8 + k / 16] = rows[k];
+  }
+  gpu::launch("product", across ? product_across : product,
+              {Extent{1}, Extent{32}, 2 * (256 + 128)}, constant(a), constant(b), view(c), fault);
   return compared(c, expected);
 }
+
+std::string run_product_along(int fault) { return run_product(fault, false); }
+std::string run_product_across(int fault) { return run_product(fault, true); }
 
 std::string run_pipeline(int fault) {
   const int threads = 32, tiles = 5;
@@ -93,6 +101,18 @@ std::string run_ring(int fault) {
   }
   gpu::launch("ring", ring, {Extent{blocks}, Extent{threads}, 16 + 8 * threads, blocks},
               constant(values), view(out), rounds, fault);
+  return compared(out, expected);
+}
+
+std::string run_shares(int fault) {
+  const int blocks = 4, threads = 32;
+  const auto values = random_values(blocks * threads);
+  std::vector<float> out(blocks * threads, NAN), expected(blocks * threads, 0);
+  for (int k = 0; k < blocks * threads; ++k) {
+    for (int rank = 0; rank < blocks; ++rank) expected[k] += values[rank * threads + k % threads];
+  }
+  gpu::launch("shares", shares, {Extent{blocks}, Extent{threads}, 4 * threads, blocks},
+              constant(values), view(out), fault);
   return compared(out, expected);
 }
 
@@ -138,8 +158,14 @@ std::string run_too_large(int fault) {
 int main(int count, char** arguments) {
   using namespace bptt::samples;
   const std::map<std::string, std::string (*)(int)> samples = {
-      {"reverse", run_reverse},    {"product", run_product}, {"pipeline", run_pipeline},
-      {"ring", run_ring},          {"hops", run_hops},       {"mail", run_mail},
+      {"reverse", run_reverse},
+      {"product", run_product_along},
+      {"product_across", run_product_across},
+      {"pipeline", run_pipeline},
+      {"ring", run_ring},
+      {"shares", run_shares},
+      {"hops", run_hops},
+      {"mail", run_mail},
       {"too_large", run_too_large}};
   const std::map<std::string, int> faults = {{"none", kNone},
                                              {"missing_barrier", kMissingBarrier},

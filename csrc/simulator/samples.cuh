@@ -62,6 +62,27 @@ __global__ void product(View<const uint16_t> a, View<const uint16_t> b, View<flo
   for (int k = 0; k < 4; ++k) c[(lane / 4 + k / 2 * 8) * 8 + lane % 4 * 2 + k % 2] = sums[k];
 }
 
+// The same with b [16, 8], from which the fragments come transposed.
+__global__ void product_across(View<const uint16_t> a, View<const uint16_t> b, View<float> c,
+                               int fault) {
+  auto* const memory = reinterpret_cast<uint16_t*>(gpu::shared_memory());
+  const View<uint16_t> tile_a(memory, 16 * 16), tile_b(memory + 16 * 16, 16 * 8);
+  const int lane = threadIdx.x;
+  gpu::copy_async(tile_a.at(8 * lane, 8), a.at(8 * lane, 8), 16);
+  if (lane < 16) gpu::copy_async(tile_b.at(8 * lane, 8), b.at(8 * lane, 8), 16);
+  gpu::commit_copies();
+  gpu::wait_for_copies<0>();
+  if (fault != kMissingBarrier) gpu::sync_warp();
+
+  uint32_t words_a[4], words_b[4];
+  gpu::load_matrices(words_a, tile_a.at(lane % 16 * 16 + lane / 16 * 8, 8));
+  gpu::load_transposed(words_b, tile_b.at(lane % 16 * 8, 8));
+  const uint32_t pair[2] = {words_b[0], words_b[1]};
+  float sums[4] = {0, 0, 0, 0};
+  gpu::multiply_16x8x16<gpu::Bf16>(sums, words_a, pair);
+  for (int k = 0; k < 4; ++k) c[(lane / 4 + k / 2 * 8) * 8 + lane % 4 * 2 + k % 2] = sums[k];
+}
+
 // `values` arrive in tiles of four per thread, the next while this one is added up.
 __global__ void pipeline(View<const float> values, View<float> out, int tiles, int fault) {
   const int count = 4 * blockDim.x, k = threadIdx.x;
@@ -127,6 +148,26 @@ __global__ void ring(View<const uint32_t> values, View<uint32_t> out, int rounds
     }
   }
   out[rank * count + k] = value;
+}
+
+// Blocks of a cluster add up what each of them has in its shared memory.
+__global__ void shares(View<const float> values, View<float> out, int fault) {
+  const int count = blockDim.x, k = threadIdx.x;
+  const unsigned rank = gpu::cluster_rank(), size = gpu::cluster_size();
+  const View<float> own(reinterpret_cast<float*>(gpu::shared_memory()), count);
+  own[k] = values[rank * count + k];
+  if (fault == kMissingBarrier) {
+    gpu::sync_block();
+  } else {
+    gpu::arrive_cluster();
+    gpu::wait_cluster();
+  }
+  float sum = 0;
+  for (unsigned other = 0; other < size; ++other) sum += gpu::load_remote(own.at(k, 1), other);
+  out[rank * count + k] = sum;
+  if (fault == kLeavesEarly) return;
+  gpu::arrive_cluster();
+  gpu::wait_cluster();
 }
 #endif
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 import bptt
 from bptt.engines import gpu
-from cases import ALL_CELLS, BF16, F16, F32, LSTMS, Case, call, check
+from cases import ALL_CELLS, BF16, F16, F32, LSTMS, Case, call, check, make_inputs, run
 from cuda_tiers import HELD, TIERS, force_tier
 from emulated import (
     BAD_ARGUMENTS,
@@ -172,6 +172,56 @@ def test_weights_that_reach_registers_in_several_turns(units, dtype, seed, monke
         with bptt.backend("cpu"):
             exact = call(case, tensors)[0]
         assert (ours - exact).abs().max() < 4e-3 * exact.abs().max()
+
+
+def split_tiles(monkeypatch, split):
+    """Makes every launch one of the step tier with so many blocks to a tile."""
+
+    def plan(cell, dtype, sizes, projected, backward, device, *_):
+        number, limits = gpu.number_of(dtype), gpu.device_limits(device)
+        planned = gpu.make_plan(cell, number, sizes, projected, backward, limits, "step")
+        return replace(planned, team=split)
+
+    monkeypatch.setattr(gpu, "plan_for", plan)
+
+
+@pytest.mark.parametrize("split", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("cell", "hidden", "dtype", "proj"),
+    [
+        ("rnn_tanh", 300, BF16, 0),
+        ("rnn_tanh", 299, F16, 0),
+        ("gru", 136, F32, 0),
+        ("gru_reset_before", 101, BF16, 0),
+        ("lstm", 201, F32, 0),
+        ("lstm", 136, BF16, 72),
+    ],
+    ids=str,
+)
+def test_products_of_many_slices_shared_among_blocks(cell, hidden, dtype, proj, split, monkeypatch):
+    """More slices than buffers, blocks without any, and sizes that start chunks anywhere."""
+    split_tiles(monkeypatch, split)
+    torch.ops.bptt.simulate(hidden, PROCESSORS)
+    check(Case(cell, 2, 5, 3, hidden, proj=proj, masks="both"), dtype, "cuda")
+
+
+@pytest.mark.parametrize("split", [1, 2, 4])
+def test_a_split_of_the_depth_in_tf32(split, monkeypatch):
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+    split_tiles(monkeypatch, split)
+    case = Case("lstm", 2, 20, 3, 136)
+    inputs = make_inputs(case)
+    exact, found = run(case, inputs, "reference"), run(case, inputs, "cuda", F32)
+    for name, value in found.items():
+        error = (value - exact[name]).abs().max() / exact[name].abs().max()
+        assert 1e-6 < error < 6e-3, (name, error)
+
+
+@pytest.mark.parametrize("split", [0, 3, 8])
+def test_a_split_that_there_is_not(split, monkeypatch):
+    split_tiles(monkeypatch, split)
+    with bptt.backend("cuda"), pytest.raises(RuntimeError, match="of 1, 2 or 4 blocks"):
+        bptt.GRU(3, 4)(torch.randn(2, 1, 3))
 
 
 @pytest.mark.parametrize("seed", range(2, 6))

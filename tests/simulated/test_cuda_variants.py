@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from bptt.engines import gpu
 from bptt.recurrence.control import PLAIN, Control
 from cases import BF16, F16, F32
+from cuda_tiers import share_tiles
 from emulated import dtype_name
 from variants import (
     CONTROLS,
@@ -32,8 +33,9 @@ NEW = Variant(steps=4, batch=4, hidden=5, directions=2, masks="both")
 
 
 @pytest.fixture(autouse=True)
-def _settings():
+def _settings(monkeypatch):
     """Full float32, and seed 1."""
+    share_tiles(monkeypatch)
     before = torch.backends.cudnn.rnn.fp32_precision
     torch.backends.cudnn.rnn.fp32_precision = "ieee"
     torch.ops.bptt.simulate(1, PROCESSORS)

@@ -40,7 +40,8 @@ class Plan:
 
     Attributes:
         tier: "block", "cluster", "grid" or "step".
-        team: blocks that share the hidden units.
+        team: blocks that share the hidden units; in the step tier, a tile of a product, each with
+            a part of its depth.
         units: hidden units of a block.
         rows: sequences of the batch that a block multiplies at a time.
         passes: how often it does so in a step.
@@ -81,7 +82,8 @@ class Plan:
         if self.tier == "step":
             launches = "a launch" if self.exchanges == 1 else f"{self.exchanges} launches"
             launches = f"{launches} per step" if self.exchanges else "one launch for all steps"
-            return f"step tier, {launches}, {self.blocks} blocks, {modelled}"
+            shared = f", {self.team} to a tile" if self.team > 1 else ""
+            return f"step tier, {launches}, {self.blocks} blocks{shared}, {modelled}"
         parts = [f"{self.tier} tier"]
         if self.team > 1:
             parts.append(f"teams of {self.team} blocks")

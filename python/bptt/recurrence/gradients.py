@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from . import random, reference
+from . import precision, random, reference
 from .cells import CELLS
 from .control import PLAIN, Control
 from .grad_norms import LayerNorms
@@ -283,7 +283,9 @@ def _bias_sum(rows: Tensor, groups: int) -> Tensor:
 def _outer_sum(rows: Tensor, columns: Tensor, groups: int) -> Tensor:
     """Sum rows^T columns over time and each group's batch: [T,B,D,M], [T,B,D,K] -> [N,D,M,K]."""
     if groups > 1:
-        return torch.einsum("tnbdm,tnbdk->ndmk", _grouped(rows, groups), _grouped(columns, groups))
+        with precision.around(rows):
+            operands = _grouped(rows, groups), _grouped(columns, groups)
+            return torch.einsum("tnbdm,tnbdk->ndmk", *operands)
     # One GEMM per direction on strided views: nothing is copied.
     planes = [_product(_matrix(rows, d).t(), _matrix(columns, d)) for d in range(rows.shape[2])]
     return _stacked(planes)

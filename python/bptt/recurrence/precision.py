@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import torch
 from torch import Tensor
@@ -48,6 +48,15 @@ def as_recurrence(dtype: torch.dtype) -> Iterator[None]:
             _inside -= 1
             if _inside == 0:
                 matmul.fp32_precision = _before
+
+
+def around(operand: Tensor) -> AbstractContextManager[None]:
+    """`as_recurrence` for products of `operand` where it lies on a GPU.
+
+    Not in a graph that torch.compile traces: the flag is none of a graph's operations.
+    """
+    on_gpu = operand.device.type == "cuda" and not torch.compiler.is_compiling()
+    return as_recurrence(operand.dtype) if on_gpu else nullcontext()
 
 
 def product_on_gpu(a: Tensor, b: Tensor, start: Tensor | None) -> Tensor:

@@ -6,20 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from bptt.engines import dispatch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "benchmarks"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 try:
     import gpu_claims
 finally:
     sys.path.pop(0)
 
-simulated = pytest.mark.skipif(
-    "cuda" not in dispatch.emulated_backends(), reason="there is no simulator"
-)
 
-
-@simulated
 def test_costs_of_a_step(monkeypatch):
     monkeypatch.setattr(gpu_claims, "HARD", gpu_claims.Shape(16, 4, torch.float16))
     rows = [*gpu_claims.of_fixed_costs("cpu", 1, 3), *gpu_claims.of_biases("cpu", 2)]

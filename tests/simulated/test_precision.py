@@ -1,6 +1,7 @@
 """Are a layer's own float32 products on a GPU as exact as its recurrence, and no others?"""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -52,7 +53,6 @@ def test_products_of_a_backward_pass(recurrent, seen):
     assert seen == [expected(recurrent)] * 2
 
 
-@pytest.mark.skipif("cuda" not in bptt.engines.dispatch.emulated_backends(), reason="no simulator")
 def test_a_layer_has_one_precision(recurrent, seen):
     """The loop's is what gpu.number_of says; the projection before it has the same."""
     layer, x = bptt.LSTM(8, 8, num_layers=2), torch.randn(3, 2, 8)
@@ -73,6 +73,15 @@ def test_the_flag_is_put_back(recurrent):
     for dtype in (torch.float64, torch.float16, torch.bfloat16):
         with as_recurrence(dtype):
             assert MATMUL.fp32_precision == before
+
+
+def test_products_of_every_sample_on_a_gpu(recurrent):
+    """einsum's, of per-sample gradients; elsewhere nobody touches the flag."""
+    before = MATMUL.fp32_precision
+    for device, expects in (("cuda", expected(recurrent)), ("cpu", before)):
+        with precision.around(SimpleNamespace(device=torch.device(device), dtype=torch.float32)):
+            assert MATMUL.fp32_precision == expects
+    assert MATMUL.fp32_precision == before
 
 
 def test_threads_that_overlap_put_it_back():

@@ -95,10 +95,12 @@ struct Fp16 {
 #if defined(BPTT_SIMULATOR)
 #define BPTT_UNROLL
 #define BPTT_ROLLED
+#define BPTT_UNROLL_BY_FOUR
 #define BPTT_INLINED inline
 #else
 #define BPTT_UNROLL _Pragma("unroll")
 #define BPTT_ROLLED _Pragma("unroll 1")
+#define BPTT_UNROLL_BY_FOUR _Pragma("unroll 4")
 #define BPTT_INLINED __forceinline__
 #endif
 

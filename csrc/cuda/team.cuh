@@ -89,6 +89,7 @@ struct ClusterTeam {
   __device__ void publish(int n, int row, int column, uint32_t word) {
     uint32_t* const here = memory.word(n % 2, row, column);
     TransactionBarrier* const count = &barrier(n);
+    BPTT_UNROLL_BY_FOUR
     for (unsigned rank = 0; rank < cluster_size(); ++rank) store_remote(here, word, count, rank);
   }
 

@@ -1,10 +1,8 @@
 // The CPU implementation of the ops: tensors in, checks, parameters of csrc/engine out.
-#include <tuple>
-
 #include "../engine/custom.h"
 #include "../engine/plan.h"
 #include "control.h"
-#include "cpu_call.h"
+#include "cpu_backward.h"
 
 namespace bptt {
 namespace {
@@ -267,9 +265,8 @@ ForwardOutputs forward_cpu(Text backend, Text cell_name, MaybeTensor gates_x, Ma
   return {y, h_n, c_n, saved, cells};
 }
 
-using BackwardOutputs = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
+}  // namespace
 
-// `stored_error` is what rounding may have taken from a value of y, as a share of it.
 BackwardOutputs run_backward(Text backend, Text cell_name, MaybeTensor dy, MaybeTensor dh_n,
                              MaybeTensor dc_n, Tensor y, Tensor saved, Tensor cells, Tensor w_hh,
                              MaybeTensor w_hr, MaybeTensor w_unit, Tensor h0, MaybeTensor c0,
@@ -346,6 +343,8 @@ BackwardOutputs run_backward(Text backend, Text cell_name, MaybeTensor dy, Maybe
   k.backward(params, pool, scratch.mutable_data_ptr());
   return {dgates_x, dgates_h, dh0, dc0, dw_unit, operand, dh};
 }
+
+namespace {
 
 BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, MaybeTensor dh_n,
                              MaybeTensor dc_n, Tensor y, Tensor saved, Tensor cells, Tensor w_hh,

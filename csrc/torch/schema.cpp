@@ -28,6 +28,15 @@ STABLE_TORCH_LIBRARY(bptt, m) {
       "float[] control=[], Tensor? seed=None, Tensor? dcells=None) "
       "-> (Tensor dgates_x, Tensor dgates_h, Tensor dh0, Tensor dc0, Tensor dw_unit, "
       "Tensor operand, Tensor dh)");
+  // All gradients of a short call on a CPU at once, of x [T, B, I] and w_ih [D, G*H, I] in float32
+  // or float64: for cells with one product, without lengths, resets and other options. Those that
+  // `needed`, flags for the seven, does not ask for are empty. For eager mode alone, as
+  // plain_forward.
+  m.def(
+      "short_gradients(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor y, Tensor saved, "
+      "Tensor cells, Tensor x, Tensor w_ih, Tensor w_hh, Tensor h0, Tensor? c0, int[] reverse, "
+      "int[] needed) -> (Tensor dx, Tensor dw_ih, Tensor db_ih, Tensor dw_hh, Tensor db_hh, "
+      "Tensor dh0, Tensor dc0)");
   // start [M, N] + a [M, K] @ b [K, N], float32 or float64: gradients that are one product over all
   // steps. The result is dense, and the same to the bit for any number of threads.
   m.def("matrix_product(Tensor a, Tensor b, Tensor? start) -> Tensor");

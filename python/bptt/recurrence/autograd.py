@@ -24,9 +24,11 @@ from .gradients import (
     Config,
     LoopInputs,
     forward_op,
+    is_short,
     loop_gradients,
     reference_gradients,
     saved_tensors,
+    short_gradients,
 )
 
 # Where LoopGradients has the tensors of LoopInputs, after the gradients of four outputs.
@@ -80,6 +82,13 @@ class Loop(torch.autograd.Function):
         *tensors, y, saved, cells = saved_tensors(ctx)
         if ctx.config.norms is not None:
             ctx.config.norms.check_backward(douts)
+        eager = plainly_eager() and not torch.is_grad_enabled()
+        if eager:
+            loop, kept = LoopInputs(*tensors), (y, saved, cells)
+            if is_short(ctx.config, loop, douts, kept):
+                with torch._C._AutoDispatchBelowAutograd():
+                    needs = ctx.needs_input_grad[1:]
+                    return (None, *short_gradients(ctx.config, needs, douts, loop, kept))
         needed = tuple(
             name
             for name, need in zip(LoopInputs._fields, ctx.needs_input_grad[1:], strict=True)
@@ -88,7 +97,7 @@ class Loop(torch.autograd.Function):
         # What the forward pass kept counts as constant: as a function of the inputs it is part of
         # what the gradient Function computes.
         inputs = (ctx.config, 1, needed, *douts, *tensors, y.detach(), saved, cells.detach())
-        if plainly_eager() and not torch.is_grad_enabled():
+        if eager:
             with torch._C._AutoDispatchBelowAutograd():
                 grads = LoopGradients.forward(*inputs)
         else:

@@ -165,6 +165,7 @@ class ClassifyTask(Task):
 class SeriesSettings(ClassifySettings):
     noise: float = Field(0.3, ge=0, description="Added to inputs in training; they vary by 1.")
     units: int = Field(100, ge=1, description="Hidden state, of each direction.")
+    layers: int = Field(2, ge=1, description="Recurrent layers on top of each other.")
     dropout: float = Field(0.4, ge=0, lt=1, description="On inputs, between layers, at the end.")
     average: float = Field(
         0.99, ge=0, lt=1, description="Decay of a mean of weights over updates, then judged."

@@ -126,7 +126,7 @@ def write_plans(folder: Path = RESULTS) -> None:
     for name, device in DEVICES.items():
         head = (
             f"# Plans for an {name}\n\nMade by `make check-archs`. Times are the model's, of "
-            "`csrc/cuda/planner.cpp`; none has been measured yet.\n\n"
+            "`csrc/cuda/planner_model.cpp`; none has been measured yet.\n\n"
         )
         (folder / f"plans-{name}.md").write_text(head + plans(device) + "\n")
 

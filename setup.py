@@ -287,7 +287,7 @@ def add_engine(file: NinjaFile, in_place: bool) -> list[Path]:
                 hasty = in_place and name != list(compiled)[-1]
                 small = not in_place and not flags and len(compiled) > 1
                 variant = f"{name}-hasty" if hasty else f"{name}-small" if small else name
-                less = ["-O0"] if hasty else ["-Os"] if small else []
+                less = ["-O1"] if hasty else ["-Os"] if small else []
                 options = [*plain, f"-DBPTT_ISA={name}", *flags, *less]
                 objects.append(file.compile(source, options, variant=variant))
         elif source.name == "cpu.cpp":

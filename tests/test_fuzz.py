@@ -19,8 +19,11 @@ import torch
 import bptt
 from bptt.recurrence import reference
 from bptt.recurrence.cells import CELLS
+from bptt.recurrence.gradients import Config, LoopInputs, forward_op, loop_gradients
 
-CASES = 1500  # per test, a few seconds
+CASES = 800  # per test, a few seconds
+# Cells that `short_gradients` takes.
+ONE_PRODUCT = [name for name, c in CELLS.items() if c.stages == 1 and not c.unit_weights]
 EXCEPTIONS = (RuntimeError, ValueError, TypeError)  # NotImplementedError is a RuntimeError
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 BOUNDS = {torch.float32: 1e-4, torch.float64: 1e-10, torch.bfloat16: 0.1}
@@ -266,6 +269,45 @@ def fuzz_backward(rng):
         assert_close(outputs, [b.double() for b in before], y.dtype)
 
 
+def fuzz_short(rng):
+    cell, dtype = rng.choice(ONE_PRODUCT), rng.choice([torch.float32, torch.float64])
+    spec = CELLS[cell]
+    T, B, I, H = rng.randint(1, 5), rng.choice([0, 1, 2, 9]), rng.randint(1, 5), rng.randint(1, 35)
+    D, G = rng.choice([1, 2, 3]), len(spec.gates)
+    reverse = tuple(rng.random() < 0.5 for _ in range(D))
+
+    def tensor(*shape):
+        return torch.randn(shape).mul(0.5).to(dtype)
+
+    x, h0 = tensor(T, B, I), tensor(D, B, H)
+    w_ih, w_hh = tensor(D, G * H, I), tensor(D, G * H, H)
+    c0 = tensor(D, B, spec.cell_states * H) if spec.has_cell_state else None
+    loop = LoopInputs(None, x, w_ih, None, w_hh, None, None, None, h0, c0, None, None)
+    config = Config("cpu", cell, reverse)
+    y, h_n, c_n, saved, cells = forward_op(config, loop, "gates")
+    arguments = {
+        "cell": cell, "dy": tensor(*y.shape), "dh_n": tensor(*h_n.shape), "dc_n": None,
+        "y": y, "saved": saved, "cells": cells, "x": x, "w_ih": w_ih, "w_hh": w_hh, "h0": h0,
+        "c0": c0, "reverse": list(reverse), "needed": [rng.random() < 0.8 for _ in range(7)],
+    }  # fmt: skip
+    needed = arguments["needed"]
+    names = ("x", "w_ih", "b_ih", "w_hh", "b_hh", "h0", "c0")
+    wanted = [n for n in names if n != "c0" or spec.has_cell_state]
+    douts = (arguments["dy"], arguments["dh_n"], None, None)
+    exact = loop_gradients(config, 1, wanted, douts, loop, (y, saved, cells))
+    changes = [change_one(arguments, rng) for _ in range(rng.choice([0, 1, 1, 1, 2]))]
+    op = torch.ops.bptt.short_gradients
+    outputs = call(op, list(arguments), arguments, [n for n, _ in changes])
+    if outputs is None:
+        assert not all(same for _, same in changes), "refused a valid call"
+        return
+    if all(same for _, same in changes):
+        for name, need, got in zip(names, needed, outputs, strict=True):
+            if need and name in exact:
+                expected = exact[name].squeeze(0) if name[0] in "wb" else exact[name]
+                assert_close([got], [expected.double()], dtype)
+
+
 def fuzz_product(rng):
     M, K, N = (rng.choice([0, 1, 2, 5, 9, 70, 300, 400]) for _ in range(3))
     dtype = rng.choice([torch.float32, torch.float64])
@@ -380,6 +422,7 @@ def _flat(value):
 TARGETS = {
     "forward": fuzz_forward,
     "backward": fuzz_backward,
+    "short": fuzz_short,
     "product": fuzz_product,
     "plan": fuzz_plan,
     "layers": fuzz_layers,
@@ -404,7 +447,7 @@ def main(target, seed, count):
     return failures > 0
 
 
-@pytest.mark.parametrize("target", ["forward", "backward", "product", "layers"])
+@pytest.mark.parametrize("target", ["forward", "backward", "short", "product", "layers"])
 def test_no_input_crashes_or_is_computed_wrongly(target):
     environment = dict(os.environ, BPTT_POISON="1", MALLOC_PERTURB_="165", OMP_NUM_THREADS="2")
     command = [sys.executable, "-W", "ignore", __file__, target, "0", str(CASES)]

@@ -267,6 +267,7 @@ def test_a_process_that_was_killed(tmp_path):
     assert whole.read_bytes() == killed.read_bytes()
 
 
+@pytest.mark.exhaustive
 @pytest.mark.slow
 def test_two_processes(tmp_path):
     """Two gloo processes end with one set of weights and one result."""

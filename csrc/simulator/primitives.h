@@ -15,7 +15,8 @@
 #define __launch_bounds__(...)
 
 using cudaError_t = int;
-inline constexpr cudaError_t cudaSuccess = 0, cudaErrorCooperativeLaunchTooLarge = 720;
+inline constexpr cudaError_t cudaSuccess = 0, cudaErrorCooperativeLaunchTooLarge = 720,
+                             cudaErrorInvalidClusterSize = 912;
 
 // Looked up at each use: a thread's own.
 #define threadIdx (::bptt::simulator::self->index)
@@ -410,7 +411,10 @@ inline void wait_for_signals(uint32_t* counter, uint32_t goal, uint64_t,
 // -----------------------------------------------------------------------------------
 
 inline const char* error_text(cudaError_t status) {
-  return status == cudaSuccess ? nullptr : "the blocks of a cooperative launch have no room";
+  return status == cudaSuccess ? nullptr
+         : status == cudaErrorCooperativeLaunchTooLarge
+             ? "the blocks of a cooperative launch have no room"
+             : "the blocks of a cluster have no room";
 }
 
 inline const char* use_device(int) { return nullptr; }
@@ -441,7 +445,7 @@ inline cudaError_t zero_memory(void* memory, size_t bytes, void*) {
   return cudaSuccess;
 }
 
-inline bool lacks_room(cudaError_t status) { return status == cudaErrorCooperativeLaunchTooLarge; }
+inline bool lacks_room(cudaError_t status) { return status != cudaSuccess; }
 
 // --- launching
 // ------------------------------------------------------------------------------------
@@ -453,6 +457,7 @@ cudaError_t launch(const char* name, void (*kernel)(Parameters...), const Launch
   if (config.cooperative && size(config.grid).count() > sim::options.processors) {
     return cudaErrorCooperativeLaunchTooLarge;
   }
+  if (config.cluster > sim::options.processors) return cudaErrorInvalidClusterSize;
   sim::run({name, size(config.grid), size(config.block), config.shared_bytes, config.cluster,
             config.cooperative},
            [&] { kernel(arguments...); });

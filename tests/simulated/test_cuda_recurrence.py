@@ -217,6 +217,15 @@ def test_a_split_of_the_depth_in_tf32(split, monkeypatch):
         assert 1e-6 < error < 6e-3, (name, error)
 
 
+def test_clusters_without_room_become_single_blocks_and_it_is_said(monkeypatch):
+    split_tiles(monkeypatch, 4)
+    monkeypatch.setattr(gpu, "refusals", Counter())
+    torch.ops.bptt.simulate(1, 3)  # blocks at a time
+    with pytest.warns(RuntimeWarning, match="no room for 4 blocks of a cluster .* one block to a"):
+        check(Case("gru_reset_before", steps=3, hidden=20, masks="both"), F32, "cuda")
+    assert set(gpu.refusals) == {("gru_reset_before", way) for way in ("forward", "backward")}
+
+
 @pytest.mark.parametrize("split", [0, 3, 8])
 def test_a_split_that_there_is_not(split, monkeypatch):
     split_tiles(monkeypatch, split)

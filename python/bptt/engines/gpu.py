@@ -205,10 +205,13 @@ def note_refusal(plan: Plan, cell: str, which: str) -> None:
     """Count a call that found no room, and warn of the first of its kind."""
     refusals[cell, which] += 1
     if refusals[cell, which] == 1:
+        wanted, ran = f"{plan.blocks} blocks", "the step tier"
+        if plan.tier == "step":
+            wanted, ran = f"{plan.team} blocks of a cluster", "one block to a tile"
         warnings.warn(
-            f"bptt: the GPU had no room for {plan.blocks} blocks at once ({cell}, {which}, "
-            f"{plan.tier} tier), and the step tier ran, which is slower. Does another program use "
-            "the GPU? bptt.explain counts such calls; this is said once",
+            f"bptt: the GPU had no room for {wanted} at once ({cell}, {which}, {plan.tier} tier), "
+            f"and {ran} ran, which is slower. Does another program use the GPU? bptt.explain "
+            "counts such calls; this is said once",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -286,14 +286,15 @@ def fuzz_short(rng):
     config = Config("cpu", cell, reverse)
     y, h_n, c_n, saved, cells = forward_op(config, loop, "gates")
     arguments = {
-        "cell": cell, "dy": tensor(*y.shape), "dh_n": tensor(*h_n.shape), "dc_n": None,
+        "cell": cell, "dy": tensor(*y.shape), "dh_n": tensor(*h_n.shape),
+        "dc_n": tensor(*c_n.shape) if spec.has_cell_state else None,
         "y": y, "saved": saved, "cells": cells, "x": x, "w_ih": w_ih, "w_hh": w_hh, "h0": h0,
         "c0": c0, "reverse": list(reverse), "needed": [rng.random() < 0.8 for _ in range(7)],
     }  # fmt: skip
     needed = arguments["needed"]
     names = ("x", "w_ih", "b_ih", "w_hh", "b_hh", "h0", "c0")
     wanted = [n for n in names if n != "c0" or spec.has_cell_state]
-    douts = (arguments["dy"], arguments["dh_n"], None, None)
+    douts = (*(arguments[name] for name in ("dy", "dh_n", "dc_n")), None)
     exact = loop_gradients(config, 1, wanted, douts, loop, (y, saved, cells))
     changes = [change_one(arguments, rng) for _ in range(rng.choice([0, 1, 1, 1, 2]))]
     op = torch.ops.bptt.short_gradients

@@ -48,7 +48,8 @@ constexpr int kWideSliceColumns = 32;     // with so few columns a slice is twic
 constexpr double kSliceClocks = 270;      // of a slice, its instructions alone [path]
 constexpr double kWideSliceClocks = 340;  // and of a wide one
 constexpr double kStepClocks = 2300;      // of a launch besides slices and cell [path]
-constexpr int kStepResident = 2;          // blocks of a processor, at most [assumed]
+constexpr int kForwardResident = 2;       // blocks of a processor, at most, by the registers
+constexpr int kBackwardResident = 1;      // that most cells' kernels take
 constexpr double kDiagonalUs = 0.3;       // a step's loads, four steps at a time [assumed]
 
 // Multiplications and additions of a processor in a clock, for 16-bit numbers and float sums.
@@ -198,10 +199,10 @@ struct StepCut {
 };
 
 // Blocks of the step tier that a device holds at a time.
-double step_room(const Device& device, int split) {
-  const double resident =
-      std::clamp((device.shared_bytes + kReservedBytes) / (kStepSharedBytes + kReservedBytes), 1,
-                 kStepResident);
+double step_room(const Device& device, int split, bool backward) {
+  const int most = backward ? kBackwardResident : kForwardResident;
+  const double resident = std::clamp(
+      (device.shared_bytes + kReservedBytes) / (kStepSharedBytes + kReservedBytes), 1, most);
   const double processors = std::max(1, device.processors);
   return resident * (split > 1 ? split * double{1} * resident_clusters(device, split) : processors);
 }
@@ -218,7 +219,7 @@ double step_launch_us(const GpuProblem& p, const Device& device, const StepCut& 
   const double read = (rows + cut.columns) * slice_bytes;  // of a slice
   const double rate = matrix_rate(p.number, device.capability);
   const double multiply = std::ceil(rows / 16) * 16 * cut.columns * slice_bytes / bytes / rate;
-  const double room = step_room(device, cut.split), waves = std::ceil(blocks / room);
+  const double room = step_room(device, cut.split, p.backward), waves = std::ceil(blocks / room);
   const double crowd = std::min(std::ceil(blocks / processors), std::ceil(room / processors));
   const double slice = std::max(wide ? kWideSliceClocks : kSliceClocks,
                                 crowd * std::max(read / kL2BytesPerClock, multiply));
@@ -290,7 +291,7 @@ GpuPlan step_plan(const GpuProblem& p, const Device& device) {
     plan.step_us = step_us;
     plan.cut.team = split;
     plan.blocks = static_cast<int>(std::clamp<double>(cut.tiles * split, 1, kLargest));
-    plan.waves = static_cast<int>(std::ceil(plan.blocks / step_room(device, split)));
+    plan.waves = static_cast<int>(std::ceil(plan.blocks / step_room(device, split, p.backward)));
   }
   plan.sequence_us = static_cast<double>(p.steps) * plan.step_us;
   return plan;

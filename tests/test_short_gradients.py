@@ -41,7 +41,7 @@ def problem(cell, bidirectional, steps, batch, dtype):
 
 
 @pytest.mark.parametrize("dtype", BOUND, ids=str)
-@pytest.mark.parametrize(("steps", "batch"), [(1, 1), (1, 64), (64, 1), (5, 3)])
+@pytest.mark.parametrize(("steps", "batch"), [(1, 1), (1, 64), (256, 1), (5, 3)])
 @pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
 @pytest.mark.parametrize("cell", LAYERS)
 def test_short_and_long_agree(cell, bidirectional, steps, batch, dtype, taken, monkeypatch):
@@ -52,7 +52,8 @@ def test_short_and_long_agree(cell, bidirectional, steps, batch, dtype, taken, m
     monkeypatch.setattr(gradients, "SHORT_ROWS", 0)
     for ours, long in zip(short, results(layer, x, state, wanted), strict=True):
         assert ours.shape == long.shape and ours.dtype == dtype
-        torch.testing.assert_close(ours, long, rtol=BOUND[dtype], atol=BOUND[dtype])
+        bound = BOUND[dtype] * max(1.0, long.abs().max().item())
+        torch.testing.assert_close(ours, long, rtol=0, atol=bound)
     assert len(taken) == 2
 
 
@@ -90,7 +91,7 @@ def test_what_takes_the_long_way(change, call, taken):
 
 def test_a_long_call_and_a_second_derivative_take_the_long_way(taken):
     layer = bptt.GRU(3, 4)
-    layer(torch.randn(65, 1, 3))[0].sum().backward()
+    layer(torch.randn(257, 1, 3))[0].sum().backward()
     assert not taken
     loss = layer(torch.randn(2, 1, 3))[0].sum()
     torch.autograd.grad(loss, layer.parameters(), create_graph=True)

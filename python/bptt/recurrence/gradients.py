@@ -72,7 +72,7 @@ class LoopInputs(NamedTuple):
 
 
 # Steps times sequences of a short call, at most.
-SHORT_ROWS = 64
+SHORT_ROWS = 256
 DIFFERENTIABLE = LoopInputs._fields[:10]
 WEIGHTS = ("w_ih", "b_ih", "w_hh", "b_hh", "w_hr", "w_unit")
 # Where the batch and the direction lie in each tensor that has them.

@@ -50,7 +50,8 @@ class BackwardStep : BackwardUnits<Cell, Number, Loop> {
     }
     product.finish();
     float sums[Items::kCount];
-    for_own_items<Items>([&](int row, int k) { sums[k] = product.sum(row, Items::unit()); });
+    for_own_items<Items>(
+        [&](int row, int k) { sums[k] = product.sum(row, Items::unit(), Items::alone(k)); });
     product.done_reading();
     for_own_items<Items>([&](int row, int k) {
       if (unit >= width || !block.has(row, kInside)) return;

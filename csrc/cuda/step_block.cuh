@@ -153,6 +153,8 @@ struct StepItems {
   static __device__ int unit() { return threadIdx.x % kUnitsOfTile; }
   // Of kCount items, whether a block has so many.
   static __device__ bool has(int item) { return item * static_cast<int>(cluster_size()) < kCount; }
+  // Whether an item is one that there is only where no other block shares the tile.
+  static __device__ bool alone(int item) { return item >= kCount / 2; }
   static __device__ int row(int item) {
     const int turn = item * static_cast<int>(cluster_size()) + static_cast<int>(cluster_rank());
     return threadIdx.x / kUnitsOfTile + turn * kStride;

@@ -42,7 +42,8 @@ class ForwardStep : ForwardUnits<Cell, Number, Loop> {
     float sums[Items::kCount][kNow];
     for_own_items<Items>([&](int row, int k) {
       BPTT_UNROLL
-      for (int g = 0; g < kNow; ++g) sums[k][g] = product.sum(row, g * kUnits + Items::unit());
+      for (int g = 0; g < kNow; ++g)
+        sums[k][g] = product.sum(row, g * kUnits + Items::unit(), Items::alone(k));
     });
     product.done_reading();
     for_own_items<Items>([&](int row, int k) {

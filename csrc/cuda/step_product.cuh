@@ -143,10 +143,10 @@ class StepProduct {
     }
   }
 
-  // Of all blocks and parts, in order.
-  __device__ float sum(int row, int column) const {
+  // Of all blocks and parts, in order. `alone` says, where that is known, that there is one block.
+  __device__ float sum(int row, int column, bool alone) const {
     const int blocks = static_cast<int>(cluster_size());
-    if (blocks == 1) return own_sum(row, column);
+    if (alone || blocks == 1) return own_sum(row, column);
     float all[kLargestSplit][kParts];
     BPTT_UNROLL
     for (int k = 0; k < kLargestSplit; ++k) {

@@ -65,6 +65,9 @@ def _bar(anchor: dict[str, Any]) -> dict[str, Any]:
 def main(runs: list[str]) -> None:
     for run in runs:
         result = json.loads((Path(run) / "result.json").read_text())
+        start = result["options"].get("start")
+        if start is not None:  # a path of the machine that trained
+            result["options"]["start"] = Path(start).name
         facts = {"device": result["machine"]}
         folder = RESULTS / folder_of(facts) / "models"
         folder.mkdir(parents=True, exist_ok=True)

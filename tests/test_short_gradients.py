@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import bptt
-from bptt.recurrence import autograd, gradients
+from bptt.recurrence import autograd, short
 
 LAYERS = {"rnn": bptt.RNN, "gru": bptt.GRU, "lstm": bptt.LSTM}
 BOUND = {torch.float32: 5e-5, torch.float64: 1e-12}
@@ -14,7 +14,7 @@ BOUND = {torch.float32: 5e-5, torch.float64: 1e-12}
 def taken(monkeypatch):
     """How often the op was called."""
     calls = []
-    inner = gradients.short_gradients
+    inner = short.short_gradients
 
     def counted(*arguments):
         calls.append(arguments)
@@ -47,10 +47,10 @@ def problem(cell, bidirectional, steps, batch, dtype):
 def test_short_and_long_agree(cell, bidirectional, steps, batch, dtype, taken, monkeypatch):
     layer, x, state = problem(cell, bidirectional, steps, batch, dtype)
     wanted = [x, *(state if cell == "lstm" else [state]), *layer.parameters()]
-    short = results(layer, x, state, wanted)
+    ours_all = results(layer, x, state, wanted)
     assert len(taken) == 2  # layers
-    monkeypatch.setattr(gradients, "SHORT_ROWS", 0)
-    for ours, long in zip(short, results(layer, x, state, wanted), strict=True):
+    monkeypatch.setattr(short, "SHORT_ROWS", 0)
+    for ours, long in zip(ours_all, results(layer, x, state, wanted), strict=True):
         assert ours.shape == long.shape and ours.dtype == dtype
         bound = BOUND[dtype] * max(1.0, long.abs().max().item())
         torch.testing.assert_close(ours, long, rtol=0, atol=bound)

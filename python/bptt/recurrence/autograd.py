@@ -24,12 +24,11 @@ from .gradients import (
     Config,
     LoopInputs,
     forward_op,
-    is_short,
     loop_gradients,
     reference_gradients,
     saved_tensors,
-    short_gradients,
 )
+from .short import is_short, short_gradients
 
 # Where LoopGradients has the tensors of LoopInputs, after the gradients of four outputs.
 _DOUTS = 4

@@ -53,7 +53,12 @@ def nvcc(*arguments):
 @pytest.fixture
 def source(tmp_path):
     path = tmp_path / "samples.cu"
-    path.write_text('#include "samples.cuh"\n')
+    kernel = (
+        "__global__ void product<{}>(View<const uint16_t>, View<const uint16_t>, View<float>, int)"
+    )
+    lines = [f"template {kernel.format(across)};" for across in ("false", "true")]
+    text = ['#include "samples.cuh"', "namespace bptt::samples {", *lines, "}", ""]
+    path.write_text("\n".join(text))
     return path
 
 

@@ -72,7 +72,7 @@ std::string run_product(int fault, bool across) {
     const std::vector<uint16_t> rows = b;
     for (int k = 0; k < 8 * 16; ++k) b[k % 16 * 8 + k / 16] = rows[k];
   }
-  gpu::launch("product", across ? product_across : product,
+  gpu::launch("product", across ? product<true> : product<false>,
               {Extent{1}, Extent{32}, 2 * (256 + 128)}, constant(a), constant(b), view(c), fault);
   return compared(c, expected);
 }

@@ -40,7 +40,8 @@ __global__ void reverse(View<const float> values, View<float> out, int fault) {
 }
 
 // c [16, 8] = a [16, 16] * b [8, 16]^T by one warp, in bfloat16; a and b come by asynchronous
-// copies.
+// copies. With kAcross b is [16, 8], and its fragments come transposed.
+template <bool kAcross>
 __global__ void product(View<const uint16_t> a, View<const uint16_t> b, View<float> c, int fault) {
   auto* const memory = reinterpret_cast<uint16_t*>(gpu::shared_memory());
   const View<uint16_t> tile_a(memory, 16 * 16), tile_b(memory + 16 * 16, 8 * 16);
@@ -54,29 +55,12 @@ __global__ void product(View<const uint16_t> a, View<const uint16_t> b, View<flo
   uint32_t words_a[4], words_b[4];
   gpu::load_matrices(words_a, tile_a.at(lane % 16 * 16 + lane / 16 * 8, 8));
   const int row = lane % 8, half = lane / 8 % 2;
-  gpu::load_matrices(words_b,
-                     tile_b.at(row * 16 + half * 8 + (fault == kPastTheTile ? 128 : 0), 8));
-  const uint32_t pair[2] = {words_b[0], words_b[1]};
-  float sums[4] = {0, 0, 0, 0};
-  gpu::multiply_16x8x16<gpu::Bf16>(sums, words_a, pair);
-  for (int k = 0; k < 4; ++k) c[(lane / 4 + k / 2 * 8) * 8 + lane % 4 * 2 + k % 2] = sums[k];
-}
-
-// The same with b [16, 8], from which the fragments come transposed.
-__global__ void product_across(View<const uint16_t> a, View<const uint16_t> b, View<float> c,
-                               int fault) {
-  auto* const memory = reinterpret_cast<uint16_t*>(gpu::shared_memory());
-  const View<uint16_t> tile_a(memory, 16 * 16), tile_b(memory + 16 * 16, 16 * 8);
-  const int lane = threadIdx.x;
-  gpu::copy_async(tile_a.at(8 * lane, 8), a.at(8 * lane, 8), 16);
-  if (lane < 16) gpu::copy_async(tile_b.at(8 * lane, 8), b.at(8 * lane, 8), 16);
-  gpu::commit_copies();
-  gpu::wait_for_copies<0>();
-  if (fault != kMissingBarrier) gpu::sync_warp();
-
-  uint32_t words_a[4], words_b[4];
-  gpu::load_matrices(words_a, tile_a.at(lane % 16 * 16 + lane / 16 * 8, 8));
-  gpu::load_transposed(words_b, tile_b.at(lane % 16 * 8, 8));
+  if constexpr (kAcross) {
+    gpu::load_transposed(words_b, tile_b.at(lane % 16 * 8, 8));
+  } else {
+    gpu::load_matrices(words_b,
+                       tile_b.at(row * 16 + half * 8 + (fault == kPastTheTile ? 128 : 0), 8));
+  }
   const uint32_t pair[2] = {words_b[0], words_b[1]};
   float sums[4] = {0, 0, 0, 0};
   gpu::multiply_16x8x16<gpu::Bf16>(sums, words_a, pair);

@@ -161,7 +161,9 @@ def arguments_of(case: Case, steps: int) -> bytes:
     if case.tier == "step":
         # Scratch memory's arrays, as many as the kernel's struct has; then the loop, a struct
         # without members, and the number of the step.
-        scratch = re.search(rf"struct Step{case.way.capitalize()}Scratch {{(.*?)}};", _units(case))
+        scratch = re.search(
+            rf"struct Step{case.way.capitalize()}Scratch {{(.*?)}};", _scratch_header(case)
+        )
         count = len(re.findall(r"View<", scratch[1])) if scratch else 0
         far = [struct.pack("<Q", (k + 101) << 32) for k in range(count)]
         return b"".join([*common, *far, struct.pack("<2i", 0, steps // 2)])
@@ -171,7 +173,8 @@ def arguments_of(case: Case, steps: int) -> bytes:
     return b"".join([*common, struct.pack("<6i", *cut), struct.pack("<3Q", *words, PATIENCE_NS)])
 
 
-def _units(case: Case) -> str:
+def _scratch_header(case: Case) -> str:
+    """Where a pass of the step tier lays out its scratch memory, in one line."""
     text = (ROOT / "csrc" / "cuda" / f"{case.way}_units.cuh").read_text()
     return " ".join(text.split())
 

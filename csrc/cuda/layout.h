@@ -18,6 +18,10 @@ struct Cut {
   int held;    // 1 where weights stay in the registers of the warps that multiply them, else 0
 };
 
+// Of the step tier: rows of a tile; blocks that share one, at most; shared memory of a block, at
+// most what smaller devices have.
+constexpr int kStepRows = 64, kLargestSplit = 4, kStepSharedBytes = 96 * 1024;
+
 constexpr int kRowTile = 16, kColumnTile = 8;  // of a matrix instruction
 constexpr int kStepBytes = 32;                 // of a row, that one takes of the depth
 constexpr int kPartUnit = 64;                  // the depth of a part is a multiple of this

@@ -43,7 +43,7 @@ constexpr int kGroup = 18;  // processors among which a cluster finds room, at m
 constexpr int kUsualMhz = 1500;
 
 // Of the step tier's kernels.
-constexpr int kStepSliceBytes = 128, kStepSharedBytes = 96 * 1024;
+constexpr int kStepSliceBytes = 128;
 constexpr int kWideSliceColumns = 32;     // with so few columns a slice is twice as wide
 constexpr double kSliceClocks = 270;      // of a slice, its instructions alone [path]
 constexpr double kWideSliceClocks = 340;  // and of a wide one

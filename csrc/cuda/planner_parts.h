@@ -17,8 +17,6 @@ constexpr int kLargestNumber = 1 << 20;  // of a cut, and bytes of a block
 constexpr int kMostWarps = 8, kMostRows = 64, kMostThreads = 32 * kMostWarps, kLargestTeam = 16,
               kPortableTeam = 8;
 constexpr int kHeldBytes = kMostWarps * 32 * kHeldSteps * 16;  // of registers, for weights
-constexpr int kStepRows = 64;                                  // of a tile of the step tier
-constexpr int kLargestSplit = 4;                               // blocks that share one
 
 template <class A, class B>
 constexpr auto tiles_of(A count, B size) {

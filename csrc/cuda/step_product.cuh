@@ -7,9 +7,7 @@
 
 namespace bptt::gpu {
 
-constexpr int kStepThreads = 256, kStepRows = 64;
-constexpr int kStepSharedBytes = 96 * 1024;  // of a block at most: what smaller devices have
-constexpr int kLargestSplit = 4;             // blocks of a cluster
+constexpr int kStepThreads = 256;
 
 // `valid` elements, at most 16 bytes of them, and zeros after; for wait_for_copies and a
 // sync_block.

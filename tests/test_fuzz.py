@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import bptt
+from bptt.calls import plain
 from bptt.recurrence import reference
 from bptt.recurrence.cells import CELLS
 from bptt.recurrence.gradients import Config, LoopInputs, forward_op, loop_gradients
@@ -309,6 +310,68 @@ def fuzz_short(rng):
                 assert_close([got], [expected.double()], dtype)
 
 
+def fuzz_plain(rng):
+    cell = rng.choice(["rnn_tanh", "rnn_relu", "gru", "lstm"])
+    dtype, bias = rng.choice([torch.float32, torch.float64]), rng.random() < 0.6
+    T, B, I, H = rng.randint(1, 5), rng.choice([0, 1, 2, 9]), rng.randint(1, 5), rng.randint(1, 35)
+    L, rows = rng.choice([1, 2, 3]), len(CELLS[cell].gates) * H
+
+    def tensor(*shape):
+        return torch.randn(shape).mul(0.5).to(dtype)
+
+    arguments = {"x": tensor(T, B, I), "h0": None, "c0": None}
+    if rng.random() < 0.7:
+        arguments["h0"] = tensor(L, B, H)
+        arguments["c0"] = tensor(L, B, H) if cell == "lstm" else None
+    weights = {}
+    for layer in range(L):
+        shapes = {"w_ih": (rows, H if layer else I), "w_hh": (rows, H)}
+        shapes |= {"b_ih": (rows,), "b_hh": (rows,)} if bias else {}
+        scale = (H + 1) ** 0.5  # or rounding errors would grow with the steps
+        weights |= {f"{name} of {layer}": tensor(*size) / scale for name, size in shapes.items()}
+    given = [arguments[name] for name in ("h0", "c0")]
+    op, plain_op = torch.ops.bptt.plain_training, torch.ops.bptt.plain_gradients
+    y, h_n, c_n, kept = op(cell, arguments["x"], list(weights.values()), bias, *given)
+    arguments |= weights | {"y": y} | {f"kept {k}": t for k, t in enumerate(kept)}
+    for name, like in (("dy", y), ("dh_n", h_n), ("dc_n", c_n)):
+        wanted = rng.random() < 0.8 and (name != "dc_n" or cell == "lstm")
+        arguments[name] = torch.randn_like(like) if wanted else None
+    needed = [rng.random() < 0.8 for _ in range(3 + len(weights))]
+    needed[2] &= cell == "lstm"
+    inputs = [arguments["x"], *given, *weights.values()]
+    exact = exact_gradients(cell, bias, inputs, [arguments[n] for n in ("dy", "dh_n", "dc_n")])
+    changes = [change_one(arguments, rng) for _ in range(rng.choice([0, 1, 1, 1, 2]))]
+    a = arguments
+    try:
+        outputs = plain_op(
+            cell, a["dy"], a["dh_n"], a["dc_n"], a["x"], [a[name] for name in weights], bias,
+            a["h0"], a["c0"], a["y"], [t for n, t in a.items() if n.startswith("kept")], needed,
+        )  # fmt: skip
+    except EXCEPTIONS as error:
+        names = "dy|dh_n|dc_n|x|weights|w_ih|w_hh|b_ih|b_hh|h0|c0|y|kept|cell state"
+        assert re.search(rf"\b({names})\b", str(error)), f"no name in: {error}"
+        assert not all(same for _, same in changes), "refused a valid call"
+        return
+    assert [t is not None for t in outputs] == needed
+    if all(same for _, same in changes):
+        for got, expected in zip(outputs, exact, strict=True):
+            if got is not None and expected is not None:
+                assert_close([got], [expected], dtype)
+
+
+def exact_gradients(cell, bias, inputs, douts):
+    """By autograd through the usual ops, in float64."""
+    inputs = [None if t is None else t.double().requires_grad_() for t in inputs]
+    outputs = plain._usual(cell, bias, *inputs)
+    pairs = [(o, d) for o, d in zip(outputs, douts, strict=False) if d is not None]
+    if not pairs:
+        return [None if t is None else torch.zeros_like(t) for t in inputs]
+    wanted = [t for t in inputs if t is not None]
+    grads = [d.double() for _, d in pairs]
+    found = iter(torch.autograd.grad([o for o, _ in pairs], wanted, grads, allow_unused=True))
+    return [None if t is None else next(found) for t in inputs]
+
+
 def fuzz_product(rng):
     M, K, N = (rng.choice([0, 1, 2, 5, 9, 70, 300, 400]) for _ in range(3))
     dtype = rng.choice([torch.float32, torch.float64])
@@ -424,6 +487,7 @@ TARGETS = {
     "forward": fuzz_forward,
     "backward": fuzz_backward,
     "short": fuzz_short,
+    "plain": fuzz_plain,
     "product": fuzz_product,
     "plan": fuzz_plan,
     "layers": fuzz_layers,
@@ -448,7 +512,7 @@ def main(target, seed, count):
     return failures > 0
 
 
-@pytest.mark.parametrize("target", ["forward", "backward", "short", "product", "layers"])
+@pytest.mark.parametrize("target", ["forward", "backward", "short", "plain", "product", "layers"])
 def test_no_input_crashes_or_is_computed_wrongly(target):
     environment = dict(os.environ, BPTT_POISON="1", MALLOC_PERTURB_="165", OMP_NUM_THREADS="2")
     command = [sys.executable, "-W", "ignore", __file__, target, "0", str(CASES)]

@@ -1,9 +1,13 @@
-"""Gradients of short calls, which one op makes: are they those of long ones?"""
+"""Gradients of short calls, which one op makes: are they those of long ones?
+
+Layers of one direction have an op for all of them at once (`calls.plain`), others one for each.
+"""
 
 import pytest
 import torch
 
 import bptt
+from bptt.calls import plain
 from bptt.recurrence import autograd, short
 
 LAYERS = {"rnn": bptt.RNN, "gru": bptt.GRU, "lstm": bptt.LSTM}
@@ -12,15 +16,18 @@ BOUND = {torch.float32: 5e-5, torch.float64: 1e-12}
 
 @pytest.fixture
 def taken(monkeypatch):
-    """How often the op was called."""
+    """Calls of the two ops."""
     calls = []
-    inner = short.short_gradients
 
-    def counted(*arguments):
-        calls.append(arguments)
-        return inner(*arguments)
+    def counted(inner):
+        def call(*arguments):
+            calls.append(arguments)
+            return inner(*arguments)
 
-    monkeypatch.setattr(autograd, "short_gradients", counted)
+        return call
+
+    monkeypatch.setattr(autograd, "short_gradients", counted(short.short_gradients))
+    monkeypatch.setattr(plain, "_gradients", counted(plain._gradients))
     return calls
 
 
@@ -48,19 +55,21 @@ def test_short_and_long_agree(cell, bidirectional, steps, batch, dtype, taken, m
     layer, x, state = problem(cell, bidirectional, steps, batch, dtype)
     wanted = [x, *(state if cell == "lstm" else [state]), *layer.parameters()]
     ours_all = results(layer, x, state, wanted)
-    assert len(taken) == 2  # layers
+    calls = 2 if bidirectional or steps > 64 else 1  # two layers
+    assert len(taken) == calls
     monkeypatch.setattr(short, "SHORT_ROWS", 0)
     for ours, long in zip(ours_all, results(layer, x, state, wanted), strict=True):
         assert ours.shape == long.shape and ours.dtype == dtype
         bound = BOUND[dtype] * max(1.0, long.abs().max().item())
         torch.testing.assert_close(ours, long, rtol=0, atol=bound)
-    assert len(taken) == 2
+    assert len(taken) == calls
 
 
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
 @pytest.mark.parametrize("cell", LAYERS)
-def test_each_alone(cell, taken):
+def test_each_alone(cell, bidirectional, taken):
     """Whatever is asked for, nothing else is looked at."""
-    layer, x, state = problem(cell, True, 3, 2, torch.float64)
+    layer, x, state = problem(cell, bidirectional, 3, 2, torch.float64)
     everything = [x, *(state if cell == "lstm" else [state]), *layer.parameters()]
     together = results(layer, x, state, everything)
     for k, tensor in enumerate(everything):
@@ -79,8 +88,9 @@ def test_each_alone(cell, taken):
         ({"zoneout": 0.2}, {}),
         ({"proj_size": 2}, {}),
         ({"dtype": torch.bfloat16}, {}),
+        ({"recompute": True}, {}),
     ],
-    ids=["lengths", "resets", "zoneout", "projection", "bfloat16"],
+    ids=["lengths", "resets", "zoneout", "projection", "bfloat16", "recompute"],
 )
 def test_what_takes_the_long_way(change, call, taken):
     layer = bptt.LSTM(3, 4, **change)
@@ -98,8 +108,9 @@ def test_a_long_call_and_a_second_derivative_take_the_long_way(taken):
     assert not taken
 
 
-def test_bits_do_not_depend_on_the_number_of_threads():
-    layer, x, state = problem("lstm", True, 5, 12, torch.float32)
+@pytest.mark.parametrize("bidirectional", [False, True], ids=["one way", "both ways"])
+def test_bits_do_not_depend_on_the_number_of_threads(bidirectional):
+    layer, x, state = problem("lstm", bidirectional, 5, 12, torch.float32)
     found = []
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)

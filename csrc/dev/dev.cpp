@@ -170,6 +170,14 @@ std::tuple<int, int, int> plan(const std::string& name, bool is_double,
   return {p.lanes, p.row_slices, p.unit_slices};
 }
 
+// What a call does with `bytes` of weights: "packed", or where they lie "panels" or "rows", for the
+// products of a step with the hidden state. Forward, or with `columns` backward.
+std::string placement(int64_t bytes, int64_t products, int64_t batch, bool columns) {
+  const Lying plan =
+      columns ? plan_columns(bytes, products, batch) : plan_lying(bytes, products, batch, true);
+  return !plan.lies ? "packed" : plan.state_by_panel ? "panels" : "rows";
+}
+
 // Bytes of scratch memory of a forward pass with up to `threads` workers; sizes [T, B, D, H, R, I].
 int64_t forward_scratch(const std::string& name, const std::vector<int64_t>& sizes, int threads) {
   const CellTraits* cell = find_cell(name.c_str());
@@ -367,6 +375,8 @@ PYBIND11_MODULE(_dev, m) {
   m.def("activation", &activation<float>, py::arg("name"), py::arg("x").noconvert());
   m.def("activation", &activation<double>, py::arg("name"), py::arg("x").noconvert());
   m.def("through_bfloat16", &through_bfloat16, py::arg("x").noconvert());
+  m.def("placement", &placement, py::arg("bytes"), py::arg("products"), py::arg("batch"),
+        py::arg("columns"));
   m.def("plan", &plan, py::arg("cell"), py::arg("is_double"), py::arg("sizes"), py::arg("vector"),
         py::arg("threads"));
   py::class_<GpuQuestion>(m, "GpuQuestion")

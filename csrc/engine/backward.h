@@ -33,7 +33,13 @@ class BackwardLoop {
     return kNormal || control.gradient_norm > 0;
   }
 
+  // Products of a call with w_hh: the one of the first step makes dh0.
+  static int64_t products(const BackwardParams& p) {
+    return Cell::kStages == 0 ? 0 : p.sizes.steps - (p.dh0 == nullptr ? 1 : 0);
+  }
+
   struct Scratch {
+    Lying lying;  // whether weights are not packed
     Packed<T> first, second, projection;
     T* dgates[2];   // [B, G, H], alternating by step: gradients of the hidden pre-activations
     T* dhidden;     // [B, R]: gradient of the hidden state that the step to come leaves
@@ -49,19 +55,24 @@ class BackwardLoop {
     int64_t state_stride, unit_stride;
 
     Scratch(Arena& arena, const BackwardParams& p, int slices, int row_slices)
-        : state_stride(round_up(p.sizes.state, kLanes)),
+        : lying(plan_columns(kGates * p.sizes.hidden * p.sizes.state * sizeof(S), products(p),
+                             p.sizes.batch)),
+          state_stride(round_up(p.sizes.state, kLanes)),
           unit_stride(round_up(p.sizes.hidden, kLanes)) {
       const Sizes& s = p.sizes;
-      first = make_packed<T>(arena, s.state, 1, Cell::kStages == 0 ? 0 : kFirstGates * s.hidden,
-                             slices);
+      const auto columns = [&](int64_t units, int64_t depth) {
+        const int panels = lying.state_by_panel ? slices * row_slices : 0;
+        return make_columns<S, T>(arena, units, depth, slices, lying.lies, panels);
+      };
+      first = columns(s.state, Cell::kStages == 0 ? 0 : kFirstGates * s.hidden);
       const int64_t handed = Cell::kStages == 0 ? 0 : s.batch * kGates * s.hidden;
       dgates[0] = arena.take<T>(handed);
       dgates[1] = arena.take<T>(handed);
       dhidden = arena.take<T>(s.batch * state_stride);
       dcell = arena.take<T>(s.batch * kCells * unit_stride);
-      if (Cell::kStages == 2) second = make_packed<T>(arena, s.hidden, 1, s.hidden, slices);
+      if (Cell::kStages == 2) second = columns(s.hidden, s.hidden);
       const bool projected = p.in.w_hr != nullptr;
-      if (projected) projection = make_packed<T>(arena, s.hidden, 1, s.state, slices);
+      if (projected) projection = columns(s.hidden, s.state);
       dprojected = arena.take<T>(projected ? s.batch * state_stride : 0);
       const bptt::Control& control = p.in.control;
       dwhole = arena.take<T>(control.gradient_norm > 0 ? s.batch * state_stride : 0);
@@ -121,6 +132,8 @@ class BackwardLoop {
                          });
         part_.meet_slice();
       }
+      if (p_.dh0 == nullptr && s + 1 == s_.steps)
+        break;  // nobody asks what went into the first one
       multiply<false>(m_.first, part_, part_.rows, dgates_, kGates * s_.hidden, false,
                       [&](auto, const Block<T>& block) {
                         const int64_t at = block.row * m_.state_stride + block.unit;
@@ -154,21 +167,15 @@ class BackwardLoop {
 
   void pack() {
     const S* w = as_storage(p_.in.w_hh) + d_ * kGates * s_.hidden * s_.state;
-    const int members = part_.lane_members(), index = part_.lane_index();
-    if constexpr (Cell::kStages > 0) {
-      for_panels(m_.first, members, index,
-                 [&](int64_t p) { pack_columns(m_.first, w, s_.state, p); });
-    }
-    if constexpr (Cell::kStages == 2) {
-      const S* last = w + kFirstGates * s_.hidden * s_.state;
-      for_panels(m_.second, members, index,
-                 [&](int64_t p) { pack_columns(m_.second, last, s_.hidden, p); });
-    }
-    if (projected_) {
-      const S* w_hr = as_storage(p_.in.w_hr) + d_ * s_.state * s_.hidden;
-      for_panels(m_.projection, members, index,
-                 [&](int64_t p) { pack_columns(m_.projection, w_hr, s_.hidden, p); });
-    }
+    if (Cell::kStages > 0 && products(p_) > 0) pack(&m_.first, w);
+    if (Cell::kStages == 2) pack(&m_.second, w + kFirstGates * s_.hidden * s_.state);
+    if (projected_) pack(&m_.projection, as_storage(p_.in.w_hr) + d_ * s_.state * s_.hidden);
+  }
+
+  void pack(Packed<T>* to, const S* from) const {
+    if (m_.lying.lies) return to->lie(from, part_.lane_index());
+    for_panels(*to, part_.lane_members(), part_.lane_index(),
+               [&](int64_t p) { pack_columns(*to, from, to->lying_stride, p); });
   }
 
   static V load_or_zero(const S* p, int64_t at, int n) { return p ? load(p + at, n) : V(T(0)); }
@@ -193,11 +200,14 @@ class BackwardLoop {
   }
 
   void finish() {
-    for_rows(m_.first, [&](int64_t b, int64_t u, int n) {
-      const int64_t to = (d_ * s_.batch + b) * s_.state + u;
-      store(static_cast<S*>(p_.dh0) + to, load(m_.dhidden + b * m_.state_stride + u), n);
-    });
+    if (p_.dh0 != nullptr) {
+      for_rows(m_.first, [&](int64_t b, int64_t u, int n) {
+        const int64_t to = (d_ * s_.batch + b) * s_.state + u;
+        store(static_cast<S*>(p_.dh0) + to, load(m_.dhidden + b * m_.state_stride + u), n);
+      });
+    }
     if constexpr (kCells > 0) {
+      if (p_.dc0 == nullptr) return;
       for_rows(unit_blocks(), [&](int64_t b, int64_t u, int n) {
 #pragma GCC unroll 4
         for (int k = 0; k < kCells; ++k) {
@@ -645,7 +655,7 @@ class BackwardLoop {
   const BackwardParams p_;
   const Sizes s_;
   const Part part_;
-  const Scratch m_;
+  Scratch m_;
   const Masks masks_;
   const Control control_;
   const Math math_;

@@ -17,6 +17,8 @@ class MatrixTask {
   static constexpr int64_t kDepth = 384;   // of a block; a panel of B and a tile of A stay near
   static constexpr int64_t kHeight = 256;  // rows of A in a block
   static constexpr int64_t kAhead = 8;
+  static constexpr int64_t kFewRows = 8;  // too few to pack B for
+  static constexpr int64_t kShallow = 8;  // a depth that is no work for tiles
   // A block of A that comes transposed is copied, as its columns may lie on a page each. An odd
   // number of cache lines between them spreads them over all sets of the cache.
   static int64_t copy_stride(int64_t height) {
@@ -35,7 +37,11 @@ class MatrixTask {
     Scratch(Arena& arena, const MatrixParams& p, Range rows, int64_t columns) {
       const int64_t depth = p.depth < kDepth ? p.depth : kDepth;
       a = arena.take<T>(transposed(p) ? depth * copy_stride(height_of(rows)) : 0);
-      b = arena.take<T>(round_up(columns, kLanes) * depth);
+      b = arena.take<T>(round_up(lies(p)       ? 0
+                                 : by_panel(p) ? panel_units(columns)
+                                               : columns,
+                                 kLanes) *
+                        depth);
     }
   };
 
@@ -49,15 +55,26 @@ class MatrixTask {
 
   void run() const {
     if (columns_.begin == columns_.end) return;
+    if (p_.depth <= kShallow && p_.mask == nullptr) return run_shallow();
     // At least once: a product of no depth is zero.
     for (int64_t k = 0; k == 0 || k < p_.depth; k += kDepth) {
       const int64_t depth = k + kDepth < p_.depth ? kDepth : p_.depth - k;
       const int64_t units = columns_.end - columns_.begin;
-      const Packed<T> b{m_.b, depth, units, 1, panel_blocks<T>(units, 1, 1)};
+      Packed<T> b{m_.b, depth, units, 1, panel_blocks<T>(units, 1, 1)};
       const T* from = static_cast<const T*>(p_.b) + k * p_.b_stride + columns_.begin;
-      for (int64_t p = 0; p < b.panels(); ++p) {
-        pack_columns(b, from, p_.b_stride, p);
-        if (p_.mask != nullptr) mask_panel(b, k, p);
+      if (by_panel(p_)) {
+        b.lie(from, 0);
+        b.lying_stride = p_.b_stride;
+        if (lies(p_)) {
+          b.multiply = columns_tile<T, T>;
+        } else {
+          b.pack = pack_lying_columns<T, T>;
+        }
+      } else {
+        for (int64_t p = 0; p < b.panels(); ++p) {
+          pack_columns(b, from, p_.b_stride, p);
+          if (p_.mask != nullptr) mask_panel(b, k, p);
+        }
       }
       for (int64_t r = rows_.begin; r < rows_.end; r += height_) {
         const int64_t end = r + height_ < rows_.end ? r + height_ : rows_.end;
@@ -74,6 +91,48 @@ class MatrixTask {
 
  private:
   static bool transposed(const MatrixParams& p) { return p.a_depth_stride != 1; }
+  // Whether B is packed a panel at a time, as one block of A's rows is all there is.
+  static bool by_panel(const MatrixParams& p) { return p.rows <= kHeight / 2 && p.mask == nullptr; }
+  // Whether B is read as it lies.
+  static bool lies(const MatrixParams& p) {
+    return by_panel(p) && p.rows <= kFewRows && !transposed(p);
+  }
+  static int64_t panel_units(int64_t columns) {
+    return panel_blocks<T>(columns, 1, 1) * static_cast<int64_t>(kLanes);
+  }
+
+  // Sums of a few products: what a tile would do, but with no tile between them and the result.
+  template <int kDepthOf = kShallow>
+  void run_shallow() const {
+    if (p_.depth == kDepthOf) return sums_of<kDepthOf>();
+    if constexpr (kDepthOf > 0) run_shallow<kDepthOf - 1>();
+  }
+
+  template <int kDepthOf>
+  void sums_of() const {
+    const T* const b = static_cast<const T*>(p_.b);
+    const int64_t whole = columns_.begin + (columns_.end - columns_.begin) / kLanes * kLanes;
+    for (int64_t r = rows_.begin; r < rows_.end; ++r) {
+      const T* const a = static_cast<const T*>(p_.a) + r * p_.a_row_stride;
+      const int64_t row = r * p_.columns;
+      T* const out = static_cast<T*>(p_.out) + row;
+      const T* const start = p_.start == nullptr ? nullptr : static_cast<const T*>(p_.start) + row;
+      V values[kDepthOf + 1];
+#pragma GCC unroll 8
+      for (int k = 0; k < kDepthOf; ++k) values[k] = V(a[k * p_.a_depth_stride]);
+      const auto sum_at = [&](int64_t c, auto... count) {
+        V sum(T(0));
+#pragma GCC unroll 8
+        for (int k = 0; k < kDepthOf; ++k) {
+          sum = sum + values[k] * load(b + k * p_.b_stride + c, count...);
+        }
+        return start == nullptr ? sum : load(start + c, count...) + sum;
+      };
+      for (int64_t c = columns_.begin; c < whole; c += kLanes) store(out + c, sum_at(c));
+      const int rest = static_cast<int>(columns_.end - whole);
+      if (rest > 0) store(out + whole, sum_at(whole, rest), rest);
+    }
+  }
 
   // Cut between panels: a panel cut in two would be two narrow ones.
   static Range cut_panels(int64_t columns, int parts, int index) {
@@ -154,11 +213,17 @@ class MatrixTask {
                       : p_.start == nullptr ? nullptr
                                             : static_cast<const T*>(p_.start) + at;
     const int64_t left = columns_.end - columns_.begin - column;
-    for (int64_t c = 0; c < left && c < vectors * kLanes; c += kLanes) {
-      const int n = static_cast<int>(left - c < kLanes ? left - c : kLanes);
-      const V sum = load(sums + c);
-      store(out + c, before == nullptr ? sum : load(before + c, n) + sum, n);
+    const int64_t count = left < vectors * kLanes ? left : vectors * kLanes;
+    int64_t c = 0;
+    if (before == nullptr) {
+      for (; c + kLanes <= count; c += kLanes) store(out + c, load(sums + c));
+    } else {
+      for (; c + kLanes <= count; c += kLanes) store(out + c, load(before + c) + load(sums + c));
     }
+    if (c == count) return;
+    const int n = static_cast<int>(count - c);
+    const V sum = load(sums + c);
+    store(out + c, before == nullptr ? sum : load(before + c, n) + sum, n);
   }
 
   const MatrixParams p_;

@@ -109,8 +109,8 @@ struct BackwardParams {
   const void* cells;  // [T, B, D, C*H] wide
   void* dgates_x;     // [T, B, D, G, H]
   void* dgates_h;     // same, null when the cell shares them
-  void* dh0;          // [D, B, R]
-  void* dc0;          // [D, B, C*H]
+  void* dh0;          // [D, B, R], or null: nobody asks
+  void* dc0;          // [D, B, C*H], or null
   void* dw_unit;      // [B, D, U, H] wide
   void* operand;      // [T, B, D, H]: what a step's second product multiplied
   // [T, B, D, R]: the gradient of every hidden state, zero where a row takes no step. Null where

@@ -23,6 +23,15 @@ constexpr LyingCosts kLyingCosts[] = {{256 << 10, 0.036, 0.028, 0.006},
                                       {2 << 20, 0.036, 0.028, 0.0016},
                                       {INT64_MAX, 0.1, 0.03, 0.0008}};
 
+// The same of columns: packing them beforehand; beside a product with packed ones, packing a panel,
+// and columns as they lie, for the product and for each row of it.
+struct ColumnCosts {
+  int64_t bytes;
+  double pack, panel, call, row;
+};
+constexpr ColumnCosts kColumnCosts[] = {{2 << 20, 0.04, 0.05, 0, 0.0005},
+                                        {INT64_MAX, 0.13, 0.08, 0.005, 0.007}};
+
 int clamp(double value, int most) {
   if (value < 1) return 1;
   return value > most ? most : static_cast<int>(value);
@@ -71,6 +80,14 @@ Lying plan_lying(int64_t bytes, int64_t steps, int64_t batch, bool has_input) {
   const double beside = has_input ? (costs->beside(times * rows) + state) / 2 : state;
   return {beside < costs->pack, times * rows * costs->row >= costs->panel,
           rows * costs->row >= costs->panel};
+}
+
+Lying plan_columns(int64_t bytes, int64_t products, int64_t batch) {
+  const ColumnCosts* costs = kColumnCosts;
+  while (bytes >= costs->bytes) ++costs;
+  const double rows = static_cast<double>(batch), times = static_cast<double>(products);
+  const double lying = times * (costs->call + rows * costs->row), panel = times * costs->panel;
+  return {lying < costs->pack || panel < costs->pack, false, panel < lying};
 }
 
 // Of all grids the one whose rectangles are nearest to squares: a task packs its own part of both

@@ -32,6 +32,9 @@ struct Lying {
 // all, `batch` rows in each of `steps`.
 Lying plan_lying(int64_t bytes, int64_t steps, int64_t batch, bool has_input);
 
+// The same of columns, which the backward loop multiplies `batch` rows with, `products` times.
+Lying plan_columns(int64_t bytes, int64_t products, int64_t batch);
+
 // A matrix product is cut into rectangles, one for each thread.
 struct MatrixGrid {
   int rows, columns;

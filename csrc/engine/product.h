@@ -11,6 +11,7 @@
 // differ in the last ones.
 #pragma once
 
+#include <type_traits>
 #include <utility>
 
 #include "simd.h"
@@ -41,9 +42,11 @@ struct Packed {
   int gates;
   int panel_blocks;  // blocks of kLanes units in a panel
   // Where the matrix stays as it lies: element (unit, gate, k) is lying[(gate * units + unit) *
-  // depth + k], in the type that `pack` or `multiply` knows. `pack` makes a panel, of which `data`
-  // then has room for one a worker; without it `multiply` makes a tile.
+  // depth + k] or, of columns, which have one gate, lying[k * lying_stride + unit], in the type
+  // that `pack` or `multiply` knows. `pack` makes a panel, of which `data` then has room for one a
+  // worker; without it `multiply` makes a tile.
   const void* lying = nullptr;
+  int64_t lying_stride = 0;
   int64_t own = 0;  // where in `data` this worker's panel is
   void (*pack)(const Packed& weights, int64_t p) = nullptr;
   void (*multiply)(const Packed& weights, int64_t p, const T* rows, int64_t stride, int height,
@@ -282,6 +285,92 @@ void lying_tile(const Packed<T>& weights, int64_t p, const T* rows, int64_t stri
   }
 }
 
+// A panel of columns of type S that stay as they lie.
+template <class S, class T>
+void pack_lying_columns(const Packed<T>& weights, int64_t p) {
+  pack_columns(weights, static_cast<const S*>(weights.lying), weights.lying_stride, p);
+}
+
+// A chain, over [begin, end) of the depth, of kRows rows times kVectors vectors of columns that
+// stay as they lie: to the bit what `multiply_tile` makes of packed ones. `units`: those of the
+// last vector that exist.
+template <class S, class T, int kVectors, int kRows>
+BPTT_INLINE void multiply_columns(const S* columns, int64_t by, int64_t begin, int64_t end,
+                                  int units, const T* rows, int64_t stride, T* out,
+                                  int64_t out_stride) {
+  using V = Vec<T>;
+  constexpr int lanes = V::kLanes;
+  constexpr int64_t kAhead = 16;  // rows of the matrix, which may lie on a page each
+  V sum[kRows][kVectors];
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = V(T(0));
+  }
+  for (int64_t k = begin; k < end; ++k) {
+    const S* const from = columns + k * by;
+    const S* const ahead = columns + (k + kAhead < end ? k + kAhead : k) * by;
+    V weights[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      __builtin_prefetch(ahead + v * lanes);
+      weights[v] = v + 1 < kVectors ? load(from + v * lanes) : load(from + v * lanes, units);
+    }
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+      const V value(rows[r * stride + k]);
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] + value * weights[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      T* const to = out + r * out_stride + v * lanes;
+      store(to, begin == 0 ? sum[r][v] : load(to) + sum[r][v]);
+    }
+  }
+}
+
+// A tile of a product with columns of type S that stay as they lie. A chain of all rows in turn:
+// its weights come from afar for the first ones alone.
+template <class S, class T>
+void columns_tile(const Packed<T>& weights, int64_t p, const T* rows, int64_t stride, int height,
+                  T* tile) {
+  constexpr int lanes = Vec<T>::kLanes, kMost = kManyRegisters ? 4 : 2;
+  const int vectors = weights.blocks_in(p);
+  const int64_t by = weights.lying_stride, left = weights.units - p * weights.panel_units();
+  const S* const columns = static_cast<const S*>(weights.lying) + p * weights.panel_units();
+  const int64_t row = static_cast<int64_t>(vectors) * lanes;
+  const bool whole = vectors == kPanelVectors && left >= row;
+  for (int64_t chain = 0, k = 0; k < weights.depth || chain == 0; ++chain) {
+    const int64_t next = chain_begin(weights.depth, chain + 1);
+    const auto some = [&](auto count, int r) {
+      const T* const top = rows + r * stride;
+      T* const out = tile + r * row;
+      if (whole) {
+        multiply_columns<S, T, kPanelVectors, count.value>(columns, by, k, next, lanes, top, stride,
+                                                           out, row);
+        return;
+      }
+      for (int v = 0; v < vectors; ++v) {
+        const int64_t rest = left - v * lanes;
+        multiply_columns<S, T, 1, count.value>(columns + v * lanes, by, k, next,
+                                               rest < lanes ? static_cast<int>(rest) : lanes, top,
+                                               stride, out + v * lanes, row);
+      }
+    };
+    int r = 0;
+    for (; r + kMost <= height; r += kMost) some(std::integral_constant<int, kMost>(), r);
+    if constexpr (kMost > 2) {
+      for (; r + 2 <= height; r += 2) some(std::integral_constant<int, 2>(), r);
+    }
+    for (; r < height; ++r) some(std::integral_constant<int, 1>(), r);
+    k = next;
+  }
+}
+
 template <class T>
 using TileFunction = void (*)(const T*, int64_t, const T*, int64_t, int64_t, T*);
 
@@ -324,20 +413,20 @@ BPTT_INLINE void multiply_panel(const Packed<T>& weights, int64_t p, const T* ro
   constexpr int lanes = Vec<T>::kLanes;
   alignas(64) T memory[kTiles][kMostRows * kPanelVectors * lanes];
   const int vectors = weights.blocks_in(p) * weights.gates;
-  const bool dots = weights.lying != nullptr && weights.pack == nullptr;
-  const int most = dots ? kMostRows : tile_rows(vectors);
+  const bool lies = weights.lying != nullptr && weights.pack == nullptr;
+  const int most = lies ? kMostRows : tile_rows(vectors);
   const int64_t count = end - begin;
   const int64_t tiles = (count + most - 1) / most;
   // Tiles of nearly equal height: 16 rows are 6 + 5 + 5 rather than 6 + 6 + 4.
   const auto first = [&](int64_t tile) {
-    if (dots) return begin + (tile < tiles ? tile * most : count);
+    if (lies) return begin + (tile < tiles ? tile * most : count);
     return begin + count * tile / tiles;
   };
   const auto height = [&](int64_t tile) { return static_cast<int>(first(tile + 1) - first(tile)); };
   if (weights.pack != nullptr && tiles > 0) weights.pack(weights, p);
   for (int64_t i = 0; i < tiles; i += kTiles) {
     const int64_t last = i + kTiles < tiles ? i + kTiles : tiles;
-    if (dots) {
+    if (lies) {
       for (int64_t t = i; t < last; ++t) {
         weights.multiply(weights, p, rows + first(t) * stride, stride, height(t), memory[t - i]);
       }

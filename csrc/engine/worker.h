@@ -107,6 +107,17 @@ Packed<T> make_weights(Arena& arena, int64_t units, int gates, int64_t depth, in
   return weights;
 }
 
+// The same of a matrix [depth, units].
+template <class S, class T>
+Packed<T> make_columns(Arena& arena, int64_t units, int64_t depth, int slices, bool lies,
+                       int panels) {
+  Packed<T> columns = make_weights<S, T>(arena, units, 1, depth, slices, lies, panels);
+  columns.lying_stride = units;
+  if (columns.multiply != nullptr) columns.multiply = columns_tile<S, T>;
+  if (columns.pack != nullptr) columns.pack = pack_lying_columns<S, T>;
+  return columns;
+}
+
 // Calls body(panel) for the panels that fall to part `index` of `parts`.
 template <class T, class Body>
 BPTT_INLINE void for_panels(const Packed<T>& packed, int parts, int index, Body body) {

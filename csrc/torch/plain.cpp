@@ -1,125 +1,343 @@
-// plain_forward: layers of one direction without gradients, masks or options, their weights as
-// torch.nn keeps them. What short calls take, whose time is that of calling: few arguments, and
-// nothing to arrange before.
+// Layers of one direction without masks or options, their weights as torch.nn keeps them: a forward
+// pass without gradients, one that keeps what a backward pass wants, and that backward pass. What
+// short calls take, whose time is that of calling: few arguments, and nothing to arrange before.
 #include <cstring>
 #include <tuple>
 
 #include "../engine/cells_table.h"
 #include "cpu_call.h"
+#include "short_products.h"
 
 namespace bptt {
 namespace {
 
-constexpr const char* kOp = "bptt::plain_forward";
+constexpr const char* kForward = "bptt::plain_forward";
+constexpr const char* kBackward = "bptt::plain_gradients";
 
-Tensor checked(const char* name, const Tensor& tensor, const char* formula,
+Tensor checked(const char* op, const char* name, const Tensor& tensor, const char* formula,
                const std::vector<int64_t>& shape, ScalarType dtype) {
-  check_tensor(kOp, name, tensor, formula, shape, dtype);
+  check_tensor(op, name, tensor, formula, shape, dtype);
   return dense(tensor);
 }
 
-CellTraits plain_cell(const Text& name) {
+CellTraits plain_cell(const char* op, const Text& name) {
   const CellTraits* cell = find_cell(name.value.c_str());
-  STD_TORCH_CHECK(cell != nullptr, kOp, ": unknown cell \"", name.value, "\"");
-  STD_TORCH_CHECK(cell->unit_weights == 0 && !cell->normalized && cell->states <= 2, kOp,
+  STD_TORCH_CHECK(cell != nullptr, op, ": unknown cell \"", name.value, "\"");
+  STD_TORCH_CHECK(cell->unit_weights == 0 && !cell->normalized && cell->states <= 2, op,
                   ": cell \"", name.value, "\" has weights or states that this op does not take");
   return *cell;
 }
 
-// What a layer runs with; tensors that nothing else holds are in `held`.
-struct Layer {
-  ForwardParams params;
-  std::vector<Tensor> held;
+// The weights of a layer; tensors that nothing else holds are in `held`.
+struct Weights {
+  const void *w_ih, *w_hh, *b_ih, *b_hh;
+  Tensor held[4];
 };
 
-const void* hold(Layer& layer, const char* name, const Tensor& tensor, const char* formula,
-                 const std::vector<int64_t>& shape, ScalarType dtype) {
-  layer.held.push_back(checked(name, tensor, formula, shape, dtype));
-  return data(layer.held.back());
-}
+// What the ops are called with: checked, and dense but for x.
+struct Call {
+  const char* op;
+  CellTraits cell;
+  ScalarType dtype;
+  int64_t steps, batch, inputs, hidden, layers;
+  int64_t each;  // weights of a layer
+  const std::vector<Tensor>& weights;
+  Tensor h0, c0;  // [L, B, H]
 
-// Adds the weights of a layer, which start at `weights`.
-void add_weights(Layer& layer, const Tensor* weights, bool has_bias, int64_t gates,
-                 ScalarType dtype) {
-  ForwardParams& p = layer.params;
-  const int64_t rows = gates * p.sizes.hidden;
-  p.w_ih = hold(layer, "w_ih", weights[0], "[G*H, I]", {rows, p.sizes.inputs}, dtype);
-  p.in.w_hh = hold(layer, "w_hh", weights[1], "[G*H, H]", {rows, p.sizes.hidden}, dtype);
-  if (!has_bias) return;
-  p.b_ih = hold(layer, "b_ih", weights[2], "[G*H]", {rows}, dtype);
-  p.b_hh = hold(layer, "b_hh", weights[3], "[G*H]", {rows}, dtype);
-}
+  int64_t rows() const { return cell.gates * hidden; }
+  bool has_bias() const { return each == 4; }
+  bool has_cell_state() const { return cell.states > 1; }
+  std::vector<int64_t> state_shape() const { return {layers, batch, hidden}; }
+  Sizes sizes(int64_t width) const {
+    return {dtype_of(op, dtype), cell.kind, steps, batch, 1, hidden, hidden, width};
+  }
+
+  Weights weights_of(int64_t layer, int64_t width) const {
+    Weights found{};
+    const Tensor* const given = &weights[layer * each];
+    const auto hold = [&](int k, const char* name, const char* formula,
+                          const std::vector<int64_t>& shape) {
+      found.held[k] = checked(op, name, given[k], formula, shape, dtype);
+      return data(found.held[k]);
+    };
+    found.w_ih = hold(0, "w_ih", "[G*H, I]", {rows(), width});
+    found.w_hh = hold(1, "w_hh", "[G*H, H]", {rows(), hidden});
+    if (!has_bias()) return found;
+    found.b_ih = hold(2, "b_ih", "[G*H]", {rows()});
+    found.b_hh = hold(3, "b_hh", "[G*H]", {rows()});
+    return found;
+  }
+};
 
 // The states of all layers [L, B, H]: those given, or zeros.
-Tensor start_states(const char* name, const MaybeTensor& given, const std::vector<int64_t>& shape,
-                    ScalarType dtype) {
-  if (given.has_value()) return checked(name, *given, "[L, B, H]", shape, dtype);
-  Tensor zeros = make(shape, dtype);
+Tensor start_states(const Call& call, const char* name, const MaybeTensor& given) {
+  const std::vector<int64_t> shape = call.state_shape();
+  if (given.has_value()) return checked(call.op, name, *given, "[L, B, H]", shape, call.dtype);
+  Tensor zeros = make(shape, call.dtype);
   std::memset(zeros.mutable_data_ptr(), 0, zeros.numel() * zeros.element_size());
   return zeros;
 }
 
-// Where the states of a layer begin.
+// Where the states of a layer [L, B, H] begin.
 const void* state_of(const Tensor& states, int64_t layer) {
-  const int64_t bytes = states.stride(0) * states.element_size();
+  const int64_t bytes = states.size(1) * states.size(2) * states.element_size();
   return static_cast<const char*>(states.const_data_ptr()) + layer * bytes;
 }
 void* state_of(Tensor& states, int64_t layer) {
   return const_cast<void*>(state_of(static_cast<const Tensor&>(states), layer));
 }
 
-std::tuple<Tensor, Tensor, Tensor> plain_forward_cpu(Text cell_name, Tensor x,
-                                                     std::vector<Tensor> weights, bool has_bias,
-                                                     MaybeTensor h0, MaybeTensor c0) {
-  const CellTraits cell = plain_cell(cell_name);
+Call checked_call(const char* op, const Text& cell_name, const Tensor& x,
+                  const std::vector<Tensor>& weights, bool has_bias, const MaybeTensor& h0,
+                  const MaybeTensor& c0) {
+  const CellTraits cell = plain_cell(op, cell_name);
   const size_t each = has_bias ? 4 : 2;
-  STD_TORCH_CHECK(!weights.empty() && weights.size() % each == 0, kOp, ": weights must be ", each,
+  STD_TORCH_CHECK(!weights.empty() && weights.size() % each == 0, op, ": weights must be ", each,
                   " for each layer, got ", weights.size());
-  check_rank(kOp, "x", x, 3);
-  check_rank(kOp, "w_hh", weights[1], 2);
-  const ScalarType dtype = x.scalar_type();
-  const int64_t steps = x.size(0), batch = x.size(1), hidden = weights[1].size(1);
-  const int64_t layers = static_cast<int64_t>(weights.size() / each);
-  STD_TORCH_CHECK(x.size(2) > 0 && hidden > 0, kOp, ": x must be [T, B, I] and w_hh [G*H, H] with ",
-                  "I and H above 0, got ", shape_text(shape_of(x)), " and ",
-                  shape_text(shape_of(weights[1])));
-  check_tensor(kOp, "x", x, "[T, B, I]", {steps, batch, x.size(2)}, dtype);
-  const bool has_cell_state = cell.states > 1;
-  STD_TORCH_CHECK(has_cell_state || !c0.has_value(), kOp, ": c0 must be None for cell ", cell.name);
-  const std::vector<int64_t> shape = {layers, batch, hidden};
-  const Tensor h = start_states("h0", h0, shape, dtype);
-  const Tensor c = has_cell_state ? start_states("c0", c0, shape, dtype) : h;
-  Tensor h_n = make(shape, dtype);
-  Tensor c_n = make({has_cell_state ? layers : 0, batch, hidden}, dtype);
+  check_rank(op, "x", x, 3);
+  check_rank(op, "w_hh", weights[1], 2);
+  Call call{op,
+            cell,
+            x.scalar_type(),
+            x.size(0),
+            x.size(1),
+            x.size(2),
+            weights[1].size(1),
+            static_cast<int64_t>(weights.size() / each),
+            static_cast<int64_t>(each),
+            weights,
+            {},
+            {}};
+  STD_TORCH_CHECK(call.inputs > 0 && call.hidden > 0, op,
+                  ": x must be [T, B, I] and w_hh [G*H, H] with I and H above 0, got ",
+                  shape_text(shape_of(x)), " and ", shape_text(shape_of(weights[1])));
+  check_tensor(op, "x", x, "[T, B, I]", {call.steps, call.batch, call.inputs}, call.dtype);
+  STD_TORCH_CHECK(call.has_cell_state() || !c0.has_value(), op, ": c0 must be None for cell ",
+                  cell.name);
+  call.h0 = start_states(call, "h0", h0);
+  call.c0 = call.has_cell_state() ? start_states(call, "c0", c0) : call.h0;
+  return call;
+}
 
+using Outputs = std::tuple<Tensor, Tensor, Tensor>;
+
+// y, h_n and c_n; adds to `kept`, where there is one, what `gradients` wants of each layer: saved
+// values and cell states, as far as the cell has them, and, but of the last one, its output.
+Outputs run(const Call& call, const Tensor& x, std::vector<Tensor>* kept) {
+  const CellTraits& cell = call.cell;
+  const ScalarType wide = call.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
+  Tensor h_n = make(call.state_shape(), call.dtype);
+  Tensor c_n = make({call.has_cell_state() ? call.layers : 0, call.batch, call.hidden}, call.dtype);
   const bool forwards = false;
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
   Tensor input = x.stride(2) == 1 ? x : dense(x);
-  for (int64_t l = 0; l < layers; ++l) {
-    Tensor y = make({steps, batch, hidden}, dtype);
-    Layer layer{};
-    ForwardParams& p = layer.params;
-    p.sizes = {dtype_of(kOp, dtype), cell.kind, steps, batch, 1, hidden, hidden, input.size(2)};
-    add_weights(layer, &weights[l * each], has_bias, cell.gates, dtype);
-    p.in.h0 = state_of(h, l);
-    p.in.c0 = has_cell_state ? state_of(c, l) : nullptr;
+  for (int64_t l = 0; l < call.layers; ++l) {
+    Tensor y = make({call.steps, call.batch, call.hidden}, call.dtype);
+    ForwardParams p{};
+    p.sizes = call.sizes(input.size(2));
+    const Weights weights = call.weights_of(l, input.size(2));
+    p.w_ih = weights.w_ih;
+    p.in.w_hh = weights.w_hh;
+    p.b_ih = weights.b_ih;
+    p.b_hh = weights.b_hh;
+    p.in.h0 = state_of(call.h0, l);
+    p.in.c0 = call.has_cell_state() ? state_of(call.c0, l) : nullptr;
     p.in.reverse = &forwards;
     p.x = data(input);
     p.x_strides = {input.stride(0), input.stride(1), input.stride(2)};
     p.y = y.mutable_data_ptr();
     p.h_n = state_of(h_n, l);
-    p.c_n = has_cell_state ? state_of(c_n, l) : nullptr;
+    p.c_n = call.has_cell_state() ? state_of(c_n, l) : nullptr;
+    if (kept != nullptr && cell.saved > 0) {
+      const int64_t row = cell.saved * call.hidden;
+      Tensor saved = make({call.steps, call.batch, row}, call.dtype);
+      p.saved = saved.mutable_data_ptr();
+      p.saved_strides = {call.batch * row, row, row};
+      kept->push_back(saved);
+    }
+    if (kept != nullptr && call.has_cell_state()) {
+      Tensor cells = make({call.steps, call.batch, call.hidden}, wide);
+      p.cells = cells.mutable_data_ptr();
+      kept->push_back(cells);
+    }
     Tensor scratch = scratch_memory(k.forward_scratch(p, pool.count));
     k.forward(p, pool, scratch.mutable_data_ptr());
+    if (kept != nullptr && l + 1 < call.layers) kept->push_back(y);
     input = y;
   }
   return {input, h_n, c_n};
+}
+
+Outputs plain_forward(Text cell, Tensor x, std::vector<Tensor> weights, bool has_bias,
+                      MaybeTensor h0, MaybeTensor c0) {
+  return run(checked_call(kForward, cell, x, weights, has_bias, h0, c0), x, nullptr);
+}
+
+std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> plain_training(Text cell, Tensor x,
+                                                                       std::vector<Tensor> weights,
+                                                                       bool has_bias,
+                                                                       MaybeTensor h0,
+                                                                       MaybeTensor c0) {
+  std::vector<Tensor> kept;
+  const auto [y, h_n, c_n] =
+      run(checked_call(kForward, cell, x, weights, has_bias, h0, c0), x, &kept);
+  return {y, h_n, c_n, kept};
+}
+
+// A gradient that an op gets: dense, or null.
+MaybeTensor checked_gradient(const Call& call, const char* name, const MaybeTensor& given,
+                             const std::vector<int64_t>& shape) {
+  if (!given.has_value()) return std::nullopt;
+  return checked(call.op, name, *given, shape[0] == call.layers ? "[L, B, H]" : "[T, B, H]", shape,
+                 call.dtype);
+}
+
+// What is made, in the order of the op's output and of `needed`; weights after them.
+enum Output { kX, kH0, kC0, kWeights };
+
+class Gradients {
+ public:
+  Gradients(const Call& call, const std::vector<int64_t>& needed)
+      : call_(call), needed_(needed), made_(needed.size()) {
+    STD_TORCH_CHECK(needed.size() == kWeights + call.weights.size(), call.op, ": needed must have ",
+                    kWeights + call.weights.size(), " flags, got ", needed.size());
+    for (const int which : {kH0, kC0}) output(which, call.state_shape());
+  }
+
+  // Memory for one of the op's outputs, or null where nobody asked for it.
+  void* output(size_t which, const std::vector<int64_t>& shape) {
+    if (needed_[which] == 0) return nullptr;
+    made_[which] = make(shape, call_.dtype);
+    return made_[which].mutable_data_ptr();
+  }
+  void* state(Output which, int64_t layer) {
+    return needed_[which] == 0 ? nullptr : state_of(made_[which], layer);
+  }
+  std::vector<Tensor> all() const { return made_; }
+
+  // Of what came to a layer and of its weights.
+  void add(const ShortLayer& layer, int64_t l, Products& products, void* dx) {
+    const size_t first = kWeights + l * call_.each;
+    if (dx != nullptr) input_gradient(layer, products, dx);
+    if (void* out = output(first, {layer.rows, layer.inputs})) {
+      input_weight_sums(layer, products, out);
+    }
+    if (void* out = output(first + 1, {layer.rows, layer.state})) {
+      hidden_weight_sums(layer, products, out);
+    }
+    if (!call_.has_bias()) return;
+    if (void* out = output(first + 2, {layer.rows})) bias_sums(layer, layer.dgates_x, out);
+    if (void* out = output(first + 3, {layer.rows})) bias_sums(layer, layer.dgates_h, out);
+  }
+
+ private:
+  const Call& call_;
+  const std::vector<int64_t>& needed_;
+  std::vector<Tensor> made_;
+};
+
+// What the forward pass kept of a layer, from the end of the list on.
+struct Kept {
+  Tensor y, saved, cells;
+
+  Kept(const Call& call, int64_t layer, const Tensor& last, const std::vector<Tensor>& kept) {
+    const int64_t each = (call.cell.saved > 0) + call.has_cell_state() + 1;
+    const std::vector<int64_t> shape{call.steps, call.batch, call.hidden};
+    STD_TORCH_CHECK(static_cast<int64_t>(kept.size()) == call.layers * each - 1, call.op,
+                    ": kept must be what plain_training returned, ", call.layers * each - 1,
+                    " tensors, got ", kept.size());
+    const Tensor* next = &kept[layer * each];
+    if (call.cell.saved > 0) {
+      saved = checked(call.op, "kept", *next++, "[T, B, A*H]",
+                      {call.steps, call.batch, call.cell.saved * call.hidden}, call.dtype);
+    }
+    if (call.has_cell_state()) {
+      cells = checked(call.op, "kept", *next++, "[T, B, H]", shape, call.dtype);
+    }
+    y = checked(call.op, "y", layer + 1 < call.layers ? *next : last, "[T, B, H]", shape,
+                call.dtype);
+  }
+};
+
+std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor dh_n,
+                                    MaybeTensor dc_n, Tensor x, std::vector<Tensor> weights,
+                                    bool has_bias, MaybeTensor h0, MaybeTensor c0, Tensor y,
+                                    std::vector<Tensor> kept, std::vector<int64_t> needed) {
+  const Call call = checked_call(kBackward, cell_name, x, weights, has_bias, h0, c0);
+  const CellTraits& cell = call.cell;
+  STD_TORCH_CHECK(call.dtype == ScalarType::Float || call.dtype == ScalarType::Double, call.op,
+                  ": x must have dtype float32 or float64, got ",
+                  torch::headeronly::toString(call.dtype));
+  STD_TORCH_CHECK(cell.stages == 1, call.op, ": cell \"", cell.name,
+                  "\" takes two products in a step");
+  STD_TORCH_CHECK(call.steps > 0, call.op, ": x must have steps, got shape ",
+                  shape_text(shape_of(x)));
+  const std::vector<int64_t> shape{call.steps, call.batch, call.hidden};
+  MaybeTensor above = checked_gradient(call, "dy", dy, shape);
+  const MaybeTensor last_h = checked_gradient(call, "dh_n", dh_n, call.state_shape());
+  const MaybeTensor last_c = checked_gradient(call, "dc_n", dc_n, call.state_shape());
+  STD_TORCH_CHECK(call.has_cell_state() || (!last_c.has_value() && !needed.at(kC0)), call.op,
+                  ": cell ", cell.name,
+                  " has no cell state, whose gradient was given or asked for");
+
+  const bool forwards = false;
+  const ThreadPool pool = thread_pool();
+  const CpuKernels& k = kernels();
+  const Tensor x_dense = dense(x);
+  Products products(dtype_of(call.op, call.dtype));
+  Gradients made(call, needed);
+  for (int64_t l = call.layers - 1; l >= 0; --l) {
+    const Kept own(call, l, y, kept);
+    const Tensor input = l == 0 ? x_dense : Kept(call, l - 1, y, kept).y;
+    const Weights w = call.weights_of(l, input.size(2));
+    Tensor dgates_x = make({call.steps, call.batch, call.rows()}, call.dtype);
+    Tensor dgates_h =
+        cell.shared_gates ? dgates_x : make({call.steps, call.batch, call.rows()}, call.dtype);
+    BackwardParams p{};
+    p.sizes = call.sizes(0);
+    p.in.w_hh = w.w_hh;
+    p.in.h0 = state_of(call.h0, l);
+    p.in.c0 = call.has_cell_state() ? state_of(call.c0, l) : nullptr;
+    p.in.reverse = &forwards;
+    p.dy = data(above);
+    p.dh_n = last_h.has_value() ? state_of(*last_h, l) : nullptr;
+    p.dc_n = last_c.has_value() ? state_of(*last_c, l) : nullptr;
+    p.y = data(own.y);
+    if (cell.saved > 0) {
+      const int64_t row = cell.saved * call.hidden;
+      p.saved = data(own.saved);
+      p.saved_strides = {call.batch * row, row, row};
+    }
+    p.cells = call.has_cell_state() ? data(own.cells) : nullptr;
+    p.dgates_x = dgates_x.mutable_data_ptr();
+    p.dgates_h = cell.shared_gates ? nullptr : dgates_h.mutable_data_ptr();
+    p.dh0 = made.state(kH0, l);
+    p.dc0 = made.state(kC0, l);
+    Tensor scratch = scratch_memory(k.backward_scratch(p, pool.count));
+    k.backward(p, pool, scratch.mutable_data_ptr());
+
+    const ShortLayer layer{
+        call.steps,     call.batch,  1,      call.rows(),          call.hidden, input.size(2),
+        call.dtype,     data(input), w.w_ih, state_of(call.h0, l), data(own.y), data(dgates_x),
+        data(dgates_h), &forwards};
+    void* dx = nullptr;
+    if (l > 0) {
+      above = make(shape, call.dtype);
+      dx = above->mutable_data_ptr();
+    } else {
+      dx = made.output(kX, {call.steps, call.batch, call.inputs});
+    }
+    made.add(layer, l, products, dx);
+  }
+  return made.all();
 }
 
 }  // namespace
 }  // namespace bptt
 
 STABLE_TORCH_LIBRARY_IMPL(bptt, CPU, m) {
-  m.impl("plain_forward", TORCH_BOX(&bptt::plain_forward_cpu));
+  m.impl("plain_forward", TORCH_BOX(&bptt::plain_forward));
+  m.impl("plain_training", TORCH_BOX(&bptt::plain_training));
+  m.impl("plain_gradients", TORCH_BOX(&bptt::plain_gradients));
 }

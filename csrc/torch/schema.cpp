@@ -19,6 +19,17 @@ STABLE_TORCH_LIBRARY(bptt, m) {
   m.def(
       "plain_forward(str cell, Tensor x, Tensor[] weights, bool has_bias, Tensor? h0, Tensor? c0) "
       "-> (Tensor y, Tensor h_n, Tensor c_n)");
+  // The same for a backward pass to come, which gets `kept` back.
+  m.def(
+      "plain_training(str cell, Tensor x, Tensor[] weights, bool has_bias, Tensor? h0, Tensor? c0) "
+      "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor[] kept)");
+  // All gradients of a short call, of x, h0, c0 and the weights, as far as `needed`, a flag for
+  // each, asks for them; the others are undefined. In float32 or float64, for cells with one
+  // product in a step. Without h0 or c0 they were zeros.
+  m.def(
+      "plain_gradients(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, "
+      "Tensor[] weights, bool has_bias, Tensor? h0, Tensor? c0, Tensor y, Tensor[] kept, "
+      "int[] needed) -> Tensor[]");
   // dcells: gradients of all cell states, [T, B, D, C*H] wide.
   // dh, the gradient of every hidden state: if keep_dh asks, or a projection's weights need it.
   m.def(

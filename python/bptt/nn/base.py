@@ -137,6 +137,7 @@ class RecurrentLayer(Traced, nn.RNNBase):
             or self._nonlinearity
             or self.proj_size
             or (self.dropout and self.training)
+            or (self.recompute and torch.is_grad_enabled())
             or (hx is None and self.learn_initial_state)
             or self._cell_name not in plain.CELLS
         )

@@ -121,9 +121,8 @@ def test_steps(name, other_defaults):
 
     expected = steps()
     other_defaults()
-    for got, wanted in zip(steps(), expected, strict=True):
-        assert got.dtype == wanted.dtype
-        assert torch.equal(got, wanted)
+    # Another default device is a mode, in which the shortest way is not taken: see README.
+    torch.testing.assert_close(steps(), expected, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", CELLS)

@@ -17,8 +17,9 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ..engines import dispatch, measured
-from ..recurrence import ops, short
-from ..recurrence.autograd import plainly_eager
+from ..recurrence import short
+from ..recurrence.autograd import Loop, plainly_eager
+from ..recurrence.gradients import Config, LoopInputs
 
 CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})
 # Those that have gradients this way: with one product in a step.
@@ -182,10 +183,9 @@ def _usual(cell: str, has_bias: bool, x: Tensor, h0: Any, c0: Any, *weights: Ten
         own = slice(layer, layer + 1)
         w_ih, w_hh, *biases = (w.unsqueeze(0) for w in weights[first : first + each])
         b_ih, b_hh = biases or (None, None)
-        y, h_n, c_n, _ = ops.recurrence(
-            cell, x, w_ih, w_hh, b_ih, b_hh, None, None, h0[own], None if c0 is None else c0[own],
-            None, None, (False,), False, None,
-        )  # fmt: skip
+        c = None if c0 is None else c0[own]
+        loop = LoopInputs(None, x, w_ih, b_ih, w_hh, b_hh, None, None, h0[own], c, None, None)
+        y, h_n, c_n, _, _ = Loop.applied(Config("cpu", cell, (False,)), *loop)
         last.append((h_n, c_n) if cell == "lstm" else (h_n,))
         x = y.flatten(2)
     return x, *(torch.cat(column) for column in zip(*last, strict=True))

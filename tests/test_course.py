@@ -28,7 +28,7 @@ def code_of(page):
 
 def checked_command(line):
     """Raises where a command, an option or a value of it is not there."""
-    command, arguments = typer.main.get_command(app), shlex.split(line)[1:]
+    command, arguments = typer.main.get_command(app), shlex.split(line, comments=True)[1:]
     while hasattr(command, "resolve_command"):  # down to the subcommand
         context = command.make_context("bptt", list(arguments), resilient_parsing=True)
         _, command, arguments = command.resolve_command(context, arguments)

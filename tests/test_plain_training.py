@@ -128,6 +128,34 @@ def test_many_gradients_at_once(name, ways):
     torch.testing.assert_close(together, torch.stack(alone))
 
 
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
+def test_cells(name, bias, ways):
+    cell = getattr(bptt, f"{name}Cell")(5, 7, bias=bias).double()
+    theirs = getattr(nn, f"{name}Cell")(5, 7, bias=bias).double()
+    theirs.load_state_dict(cell.state_dict())
+    for rows in (1, 6):
+        x = torch.randn(3, rows, 5, dtype=torch.float64, requires_grad=True)
+        found = []
+        for module in (cell, theirs):
+            state = None
+            for x_t in x:
+                state = module(x_t, state)
+            outputs = state if isinstance(state, tuple) else (state,)
+            grads = torch.autograd.grad(loss_of(outputs), [x, *module.parameters()])
+            found.append((outputs, grads))
+        torch.testing.assert_close(*found)
+    assert ways.seen == 6
+
+    def call(x, *states):
+        out = cell(x, states if len(states) > 1 else states[0])
+        return out if isinstance(out, tuple) else (out,)
+
+    states = [torch.randn(2, 7, dtype=torch.float64, requires_grad=True) for _ in outputs]
+    x = torch.randn(2, 5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradgradcheck(call, (x, *states))
+
+
 @pytest.mark.parametrize("name", ["GRU", "LSTM"])
 def test_an_output_changed_in_place(name, ways):
     """As torch.nn's layers on a CPU do not mind it, ours do not."""
@@ -204,6 +232,21 @@ KEPT = [torch.randn(3, 2, 24), torch.randn(3, 2, 6)]
         ({"needed": [True] * 7}, "needed must have 11 flags, got 7"),
         ({"cell": "gru_reset_before"}, "takes two products in a step|must be"),
         ({"cell": "elman"}, 'unknown cell "elman"'),
+        ({"x": torch.randn(2, 4)}, "x must have 3 dimensions"),
+        (
+            {"x": torch.randn(2, 4), "weights": WEIGHTS, "needed": [True] * 7},
+            r"dy must be \[B, H\] = \[2, 6\]",
+        ),
+        (
+            {
+                "x": torch.randn(2, 4),
+                "weights": WEIGHTS,
+                "needed": [True] * 7,
+                "dy": None,
+                "dh_n": torch.randn(2, 6),
+            },
+            "dh_n must be None for one step",
+        ),
         ({"x": torch.randn(3, 2, 4).bfloat16()}, "must have dtype BFloat16|float32 or float64"),
     ],
 )

@@ -41,13 +41,20 @@ struct Call {
   ScalarType dtype;
   int64_t steps, batch, inputs, hidden, layers;
   int64_t each;  // weights of a layer
+  bool lone;     // one step of one layer: x is [B, I], y and the states are [B, H]
   const std::vector<Tensor>& weights;
   Tensor h0, c0;  // [L, B, H]
 
   int64_t rows() const { return cell.gates * hidden; }
   bool has_bias() const { return each == 4; }
   bool has_cell_state() const { return cell.states > 1; }
-  std::vector<int64_t> state_shape() const { return {layers, batch, hidden}; }
+  std::vector<int64_t> state_shape() const {
+    return lone ? std::vector<int64_t>{batch, hidden} : std::vector<int64_t>{layers, batch, hidden};
+  }
+  // Of x or an output, [T, B, width].
+  std::vector<int64_t> steps_of(int64_t width) const {
+    return lone ? std::vector<int64_t>{batch, width} : std::vector<int64_t>{steps, batch, width};
+  }
   Sizes sizes(int64_t width) const {
     return {dtype_of(op, dtype), cell.kind, steps, batch, 1, hidden, hidden, width};
   }
@@ -72,7 +79,9 @@ struct Call {
 // The states of all layers [L, B, H]: those given, or zeros.
 Tensor start_states(const Call& call, const char* name, const MaybeTensor& given) {
   const std::vector<int64_t> shape = call.state_shape();
-  if (given.has_value()) return checked(call.op, name, *given, "[L, B, H]", shape, call.dtype);
+  if (given.has_value()) {
+    return checked(call.op, name, *given, call.lone ? "[B, H]" : "[L, B, H]", shape, call.dtype);
+  }
   Tensor zeros = make(shape, call.dtype);
   std::memset(zeros.mutable_data_ptr(), 0, zeros.numel() * zeros.element_size());
   return zeros;
@@ -80,7 +89,8 @@ Tensor start_states(const Call& call, const char* name, const MaybeTensor& given
 
 // Where the states of a layer [L, B, H] begin.
 const void* state_of(const Tensor& states, int64_t layer) {
-  const int64_t bytes = states.size(1) * states.size(2) * states.element_size();
+  const int64_t axes = states.dim();
+  const int64_t bytes = states.size(axes - 2) * states.size(axes - 1) * states.element_size();
   return static_cast<const char*>(states.const_data_ptr()) + layer * bytes;
 }
 void* state_of(Tensor& states, int64_t layer) {
@@ -94,24 +104,27 @@ Call checked_call(const char* op, const Text& cell_name, const Tensor& x,
   const size_t each = has_bias ? 4 : 2;
   STD_TORCH_CHECK(!weights.empty() && weights.size() % each == 0, op, ": weights must be ", each,
                   " for each layer, got ", weights.size());
-  check_rank(op, "x", x, 3);
+  check_given(op, "x", x);
+  const bool lone = x.dim() == 2 && weights.size() == each;
+  if (!lone) check_rank(op, "x", x, 3);
   check_rank(op, "w_hh", weights[1], 2);
   Call call{op,
             cell,
             x.scalar_type(),
-            x.size(0),
-            x.size(1),
-            x.size(2),
+            lone ? 1 : x.size(0),
+            x.size(lone ? 0 : 1),
+            x.size(lone ? 1 : 2),
             weights[1].size(1),
             static_cast<int64_t>(weights.size() / each),
             static_cast<int64_t>(each),
+            lone,
             weights,
             {},
             {}};
   STD_TORCH_CHECK(call.inputs > 0 && call.hidden > 0, op,
                   ": x must be [T, B, I] and w_hh [G*H, H] with I and H above 0, got ",
                   shape_text(shape_of(x)), " and ", shape_text(shape_of(weights[1])));
-  check_tensor(op, "x", x, "[T, B, I]", {call.steps, call.batch, call.inputs}, call.dtype);
+  check_tensor(op, "x", x, lone ? "[B, I]" : "[T, B, I]", call.steps_of(call.inputs), call.dtype);
   STD_TORCH_CHECK(call.has_cell_state() || !c0.has_value(), op, ": c0 must be None for cell ",
                   cell.name);
   call.h0 = start_states(call, "h0", h0);
@@ -126,17 +139,19 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 Outputs run(const Call& call, const Tensor& x, std::vector<Tensor>* kept) {
   const CellTraits& cell = call.cell;
   const ScalarType wide = call.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor h_n = make(call.state_shape(), call.dtype);
-  Tensor c_n = make({call.has_cell_state() ? call.layers : 0, call.batch, call.hidden}, call.dtype);
+  Tensor h_n = make(call.lone ? std::vector<int64_t>{0} : call.state_shape(), call.dtype);
+  Tensor c_n =
+      make(call.has_cell_state() ? call.state_shape() : std::vector<int64_t>{0}, call.dtype);
   const bool forwards = false;
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
-  Tensor input = x.stride(2) == 1 ? x : dense(x);
+  Tensor input = x.stride(x.dim() - 1) == 1 ? x : dense(x);
   for (int64_t l = 0; l < call.layers; ++l) {
-    Tensor y = make({call.steps, call.batch, call.hidden}, call.dtype);
+    const int64_t width = l == 0 ? call.inputs : call.hidden;
+    Tensor y = make(call.steps_of(call.hidden), call.dtype);
     ForwardParams p{};
-    p.sizes = call.sizes(input.size(2));
-    const Weights weights = call.weights_of(l, input.size(2));
+    p.sizes = call.sizes(width);
+    const Weights weights = call.weights_of(l, width);
     p.w_ih = weights.w_ih;
     p.in.w_hh = weights.w_hh;
     p.b_ih = weights.b_ih;
@@ -145,9 +160,10 @@ Outputs run(const Call& call, const Tensor& x, std::vector<Tensor>* kept) {
     p.in.c0 = call.has_cell_state() ? state_of(call.c0, l) : nullptr;
     p.in.reverse = &forwards;
     p.x = data(input);
-    p.x_strides = {input.stride(0), input.stride(1), input.stride(2)};
+    p.x_strides =
+        call.lone ? Strides{0, input.stride(0), 1} : Strides{input.stride(0), input.stride(1), 1};
     p.y = y.mutable_data_ptr();
-    p.h_n = state_of(h_n, l);
+    p.h_n = call.lone ? p.y : state_of(h_n, l);
     p.c_n = call.has_cell_state() ? state_of(c_n, l) : nullptr;
     if (kept != nullptr && cell.saved > 0) {
       const int64_t row = cell.saved * call.hidden;
@@ -189,8 +205,8 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> plain_training(Text cell
 MaybeTensor checked_gradient(const Call& call, const char* name, const MaybeTensor& given,
                              const std::vector<int64_t>& shape) {
   if (!given.has_value()) return std::nullopt;
-  return checked(call.op, name, *given, shape[0] == call.layers ? "[L, B, H]" : "[T, B, H]", shape,
-                 call.dtype);
+  const char* const formula = call.lone ? "[B, H]" : name[1] == 'y' ? "[T, B, H]" : "[L, B, H]";
+  return checked(call.op, name, *given, formula, shape, call.dtype);
 }
 
 // What is made, in the order of the op's output and of `needed`; weights after them.
@@ -255,8 +271,8 @@ struct Kept {
     if (call.has_cell_state()) {
       cells = checked(call.op, "kept", *next++, "[T, B, H]", shape, call.dtype);
     }
-    y = checked(call.op, "y", layer + 1 < call.layers ? *next : last, "[T, B, H]", shape,
-                call.dtype);
+    y = checked(call.op, "y", layer + 1 < call.layers ? *next : last,
+                call.lone ? "[B, H]" : "[T, B, H]", call.steps_of(call.hidden), call.dtype);
   }
 };
 
@@ -273,8 +289,9 @@ std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor 
                   "\" takes two products in a step");
   STD_TORCH_CHECK(call.steps > 0, call.op, ": x must have steps, got shape ",
                   shape_text(shape_of(x)));
-  const std::vector<int64_t> shape{call.steps, call.batch, call.hidden};
+  const std::vector<int64_t> shape = call.steps_of(call.hidden);
   MaybeTensor above = checked_gradient(call, "dy", dy, shape);
+  STD_TORCH_CHECK(!call.lone || !dh_n.has_value(), call.op, ": dh_n must be None for one step: dy");
   const MaybeTensor last_h = checked_gradient(call, "dh_n", dh_n, call.state_shape());
   const MaybeTensor last_c = checked_gradient(call, "dc_n", dc_n, call.state_shape());
   STD_TORCH_CHECK(call.has_cell_state() || (!last_c.has_value() && !needed.at(kC0)), call.op,
@@ -290,7 +307,8 @@ std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor 
   for (int64_t l = call.layers - 1; l >= 0; --l) {
     const Kept own(call, l, y, kept);
     const Tensor input = l == 0 ? x_dense : Kept(call, l - 1, y, kept).y;
-    const Weights w = call.weights_of(l, input.size(2));
+    const int64_t width = l == 0 ? call.inputs : call.hidden;
+    const Weights w = call.weights_of(l, width);
     Tensor dgates_x = make({call.steps, call.batch, call.rows()}, call.dtype);
     Tensor dgates_h =
         cell.shared_gates ? dgates_x : make({call.steps, call.batch, call.rows()}, call.dtype);
@@ -318,7 +336,7 @@ std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor 
     k.backward(p, pool, scratch.mutable_data_ptr());
 
     const ShortLayer layer{
-        call.steps,     call.batch,  1,      call.rows(),          call.hidden, input.size(2),
+        call.steps,     call.batch,  1,      call.rows(),          call.hidden, width,
         call.dtype,     data(input), w.w_ih, state_of(call.h0, l), data(own.y), data(dgates_x),
         data(dgates_h), &forwards};
     void* dx = nullptr;
@@ -326,7 +344,7 @@ std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor 
       above = make(shape, call.dtype);
       dx = above->mutable_data_ptr();
     } else {
-      dx = made.output(kX, {call.steps, call.batch, call.inputs});
+      dx = made.output(kX, call.steps_of(call.inputs));
     }
     made.add(layer, l, products, dx);
   }

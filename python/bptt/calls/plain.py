@@ -27,8 +27,9 @@ _TRAINED = CELLS - {"gru_reset_before"}
 _TRAINED_TYPES = (torch.float32, torch.float64)
 _TYPES = (Tensor, Parameter)
 _STEPS = 64  # longer calls do not notice
-# With more a step is no faster than torch's operations.
+# With more a step of a plain RNN is no faster than torch's operations.
 FEW_ROWS = 64
+_MANY_ROWS = frozenset({"gru", "gru_reset_before", "lstm"})
 
 
 def _undisturbed() -> bool:
@@ -78,7 +79,7 @@ class _Training(torch.autograd.Function):
         ctx.call = cell, has_bias, len(weights)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, c0, *weights, y, *kept)
-        return (y, h_n, c_n) if cell == "lstm" else (y, h_n)
+        return _outputs(cell, x, y, h_n, c_n)
 
     @staticmethod
     def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -106,13 +107,21 @@ def _gradients(
     kept: Sequence[Tensor],
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
-    dy, dh_n, dc_n = douts if len(douts) == 3 else (*douts, None)
     x, h0, c0, *weights = inputs
+    if x.dim() == 2:
+        douts = (douts[0], None, *douts[1:])
+    dy, dh_n, dc_n = douts if len(douts) == 3 else (*douts, None)
     with torch._C._AutoDispatchBelowAutograd():
         made: list[Tensor | None] = torch.ops.bptt.plain_gradients.default(
             cell, dy, dh_n, dc_n, x, weights, has_bias, h0, c0, y, kept, needed
         )
     return made
+
+
+def _outputs(cell: str, x: Tensor, y: Any, h_n: Any, c_n: Any) -> tuple[Any, ...]:
+    """Those that a call has: for one step, `x [B, I]`, y is the hidden state, too."""
+    states = (c_n,) if cell == "lstm" else ()
+    return (y, *states) if x.dim() == 2 else (y, h_n, *states)
 
 
 def _with_kept(
@@ -172,7 +181,11 @@ def _usual_gradients(
 
 
 def _usual(cell: str, has_bias: bool, x: Tensor, h0: Any, c0: Any, *weights: Tensor) -> Any:
-    """What `forward` answers, from the recurrences one by one."""
+    """What `_Training` answers, from the recurrences one by one."""
+    if x.dim() == 2:
+        h0, c0 = (None if state is None else state.unsqueeze(0) for state in (h0, c0))
+        full = _usual(cell, has_bias, x.unsqueeze(0), h0, c0, *weights)
+        return tuple(t[0] for t in (full[0], *full[2:]))
     each = 4 if has_bias else 2
     layers = range(0, len(weights), each)
     zeros = x.new_zeros(len(layers), x.shape[1], weights[1].shape[-1])
@@ -214,17 +227,51 @@ def forward(
     states = _states(hx, count, (layers, x.shape[1], weights[1].shape[-1]))
     if states is None:
         return None
+    found = _run(cell, x, states, weights, has_bias)
+    if found is None:
+        return None
+    y, *last = found
+    return y, tuple(last) if count == 2 else last[0]
+
+
+def step(
+    cell: str, x: Tensor, hx: tuple[Any, ...] | None, weights: Sequence[Any], has_bias: bool
+) -> tuple[Tensor, ...] | None:
+    """The states after one step of a cell; None where this is not for it.
+
+    Args:
+        cell: a name of `CELLS`.
+        x: `[B, I]`.
+        hx: the states before, each `[B, H]`, or None for zeros.
+        weights: w_ih, w_hh and, with `has_bias`, b_ih and b_hh.
+    """
+    if not x.is_cpu or not x.numel() or any(type(w) not in _TYPES for w in weights):
+        return None
+    rows = x.shape[0]  # len of a tensor asks torch's modes
+    if (rows > FEW_ROWS and cell not in _MANY_ROWS) or not _undisturbed():
+        return None
+    states: tuple[Any, ...] = (None, None)
+    if hx is not None:
+        shape = (rows, weights[1].shape[-1])
+        if any(type(state) is not Tensor or state.shape != shape for state in hx):
+            return None
+        states = hx if len(hx) == 2 else (*hx, None)
+    return _run(cell, x, states, weights, has_bias)
+
+
+def _run(
+    cell: str, x: Tensor, states: Sequence[Any], weights: Sequence[Any], has_bias: bool
+) -> tuple[Tensor, ...] | None:
     trains = torch.is_grad_enabled() and _asks_for_gradients(x, *states, *weights)
     if trains and not _trains(cell, x):
         return None
     try:
         if trains:
-            y, *last = _Training.applied(cell, has_bias, x, *states, *weights)
-            return y, tuple(last) if count == 2 else last[0]
-        y, h_n, c_n = torch.ops.bptt.plain_forward.default(cell, x, weights, has_bias, *states)
+            return _Training.applied(cell, has_bias, x, *states, *weights)
+        made = torch.ops.bptt.plain_forward.default(cell, x, weights, has_bias, *states)
     except RuntimeError:
         return None  # something is wrong; the usual way says what
-    return y, (h_n, c_n) if count == 2 else h_n
+    return _outputs(cell, x, *made)
 
 
 def _asks_for_gradients(*tensors: Tensor | None) -> bool:
@@ -233,5 +280,5 @@ def _asks_for_gradients(*tensors: Tensor | None) -> bool:
 
 def _trains(cell: str, x: Tensor) -> bool:
     """Whether a call has gradients this way, and is faster for it."""
-    rows = x.shape[0] * x.shape[1]
+    rows = x.shape[:-1].numel()
     return cell in _TRAINED and x.dtype in _TRAINED_TYPES and rows <= short.SHORT_ROWS

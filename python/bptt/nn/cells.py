@@ -2,8 +2,8 @@
 
 One step has no loop to fuse, so cells run their equations, from the table in
 `bptt.recurrence.cells`, as ordinary PyTorch operations, whatever the backend: every transform of
-PyTorch works on them. Without gradients and for a few rows on a CPU a step is one call of the cpu
-backend's kernel (`bptt.calls.plain`).
+PyTorch works on them. In eager mode on a CPU, where that is faster, a step is one call of the cpu
+backend's kernel, and its gradients are another (`bptt.calls.plain`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from ..calls.single_step import cell_step
 from ..interop.tracing import Traced
 from ..recurrence.cells import States
 from .base import Device
+
+_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 class RecurrentCell(Traced, nn.RNNCellBase):
@@ -61,24 +63,13 @@ class RecurrentCell(Traced, nn.RNNCellBase):
 
     def _fused(self, input: Any, hx: tuple[Any, ...] | None) -> tuple[Tensor, ...] | None:
         """The step by a kernel, or None where that is not possible or not faster."""
-        name = self._cell_name
-        few = type(input) is Tensor and input.dim() == 2 and len(input) <= plain.FEW_ROWS
-        if not few or torch.is_grad_enabled() or name not in plain.CELLS:
+        cell = self._cell_name
+        if type(input) is not Tensor or input.dim() != 2 or cell not in plain.CELLS:
             return None
-        states: Any = None
-        if hx is not None:
-            if any(type(state) is not Tensor for state in hx):
-                return None
-            states = tuple(state.unsqueeze(0) for state in hx)
-        has_bias = self.bias_ih is not None
-        weights = [self.weight_ih, self.weight_hh]
-        weights += [self.bias_ih, self.bias_hh] if has_bias else []
-        hx = states if name == "lstm" or states is None else states[0]
-        answer = plain.forward(name, 1, input.unsqueeze(0), hx, weights, has_bias)
-        if answer is None:
-            return None
-        last = answer[1] if name == "lstm" else (answer[1],)
-        return tuple(state[0] for state in last)
+        own = self._parameters  # past nn.Module's search, where nothing replaced a parameter
+        names = _NAMES if self.bias else _NAMES[:2]
+        weights = [own[name] if name in own else getattr(self, name) for name in names]
+        return plain.step(cell, input, hx, weights, self.bias)
 
     def _equations(
         self, x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, *rest: Tensor

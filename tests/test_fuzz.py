@@ -17,7 +17,7 @@ import pytest
 import torch
 
 import bptt
-from bptt.calls import plain
+from bptt.calls import plain_training
 from bptt.recurrence import reference
 from bptt.recurrence.cells import CELLS
 from bptt.recurrence.gradients import Config, LoopInputs, forward_op, loop_gradients
@@ -362,7 +362,7 @@ def fuzz_plain(rng):
 def exact_gradients(cell, bias, inputs, douts):
     """By autograd through the usual ops, in float64."""
     inputs = [None if t is None else t.double().requires_grad_() for t in inputs]
-    outputs = plain._usual(cell, bias, *inputs)
+    outputs = plain_training._usual(cell, bias, *inputs)
     pairs = [(o, d) for o, d in zip(outputs, douts, strict=False) if d is not None]
     if not pairs:
         return [None if t is None else torch.zeros_like(t) for t in inputs]

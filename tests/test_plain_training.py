@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import bptt
-from bptt.calls import plain
+from bptt.calls import plain_training
 
 LAYERS = {
     "RNN": (bptt.RNN, {}),
@@ -22,7 +22,7 @@ SHAPES = [(1, 1), (1, 40), (4, 4), (20, 7)]
 @pytest.fixture
 def ways(monkeypatch):
     """Set `usual` and nothing goes the short way; `seen` counts its forward passes."""
-    inner = plain._Training.applied
+    inner = plain_training.Training.applied
 
     class Ways:
         usual, seen = False, 0
@@ -33,7 +33,7 @@ def ways(monkeypatch):
         Ways.seen += 1
         return inner(*inputs)
 
-    monkeypatch.setattr(plain._Training, "applied", applied)
+    monkeypatch.setattr(plain_training.Training, "applied", applied)
     return Ways
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import bptt
-from bptt.calls import plain
+from bptt.calls import plain_training
 from bptt.recurrence import autograd, short
 
 LAYERS = {"rnn": bptt.RNN, "gru": bptt.GRU, "lstm": bptt.LSTM}
@@ -27,7 +27,7 @@ def taken(monkeypatch):
         return call
 
     monkeypatch.setattr(autograd, "short_gradients", counted(short.short_gradients))
-    monkeypatch.setattr(plain, "_gradients", counted(plain._gradients))
+    monkeypatch.setattr(plain_training, "_gradients", counted(plain_training._gradients))
     return calls
 
 

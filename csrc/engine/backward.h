@@ -52,20 +52,21 @@ class BackwardLoop {
     T* product;
     T* dproduct;
     T* output;
-    int64_t state_stride, unit_stride;
+    int64_t state_stride, unit_stride, gates_stride;
 
     Scratch(Arena& arena, const BackwardParams& p, int slices, int row_slices)
         : lying(plan_columns(kGates * p.sizes.hidden * p.sizes.state * sizeof(S), products(p),
                              p.sizes.batch)),
-          state_stride(round_up(p.sizes.state, kLanes)),
-          unit_stride(round_up(p.sizes.hidden, kLanes)) {
+          state_stride(row_distance<T>(p.sizes.state)),
+          unit_stride(row_distance<T>(p.sizes.hidden)),
+          gates_stride(row_distance<T>(kGates * p.sizes.hidden)) {
       const Sizes& s = p.sizes;
       const auto columns = [&](int64_t units, int64_t depth) {
         const int panels = lying.state_by_panel ? slices * row_slices : 0;
         return make_columns<S, T>(arena, units, depth, slices, lying.lies, panels);
       };
       first = columns(s.state, Cell::kStages == 0 ? 0 : kFirstGates * s.hidden);
-      const int64_t handed = Cell::kStages == 0 ? 0 : s.batch * kGates * s.hidden;
+      const int64_t handed = Cell::kStages == 0 ? 0 : s.batch * gates_stride;
       dgates[0] = arena.take<T>(handed);
       dgates[1] = arena.take<T>(handed);
       dhidden = arena.take<T>(s.batch * state_stride);
@@ -82,6 +83,14 @@ class BackwardLoop {
       dproduct = arena.take<T>(rows * kGates);
       output = arena.take<T>(rows * 3);
     }
+
+    // Puts what there is of a row where that of `rows` rows before was: a block of rows finds the
+    // memory of the one before it, which is near.
+    void move(int64_t rows) {
+      for (T*& gradients : dgates) gradients -= rows * gates_stride;
+      for (T** states : {&dhidden, &dprojected, &dwhole, &kept}) *states -= rows * state_stride;
+      dcell -= rows * kCells * unit_stride;
+    }
   };
 
   BackwardLoop(const BackwardParams& params, const Part& part, const Scratch& scratch)
@@ -97,8 +106,26 @@ class BackwardLoop {
   void direction(int64_t d) {
     d_ = d;
     pack();
-    start();
-    part_.meet_lane();
+    const Range rows = part_.rows;
+    for_row_blocks(rows, m_.gates_stride * sizeof(T), [&](Range block, bool first) {
+      m_.move(block.begin - part_.rows.begin);
+      part_.rows = block;
+      start();
+      first ? part_.meet_lane() : part_.meet_slice();
+      steps();
+      finish();
+    });
+    m_.move(rows.begin - part_.rows.begin);
+    part_.rows = rows;
+  }
+
+ private:
+  const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
+  int64_t row(int64_t b) const { return (t_ * s_.batch + b) * s_.directions + d_; }
+  bool in_pairs() const { return kPairs && masks_.none(); }
+
+  // All steps of a block of rows.
+  void steps() {
     for (int64_t s = 0; s < s_.steps; ++s) {
       t_ = p_.in.reverse[d_] ? s : s_.steps - 1 - s;
       dgates_ = m_.dgates[s % 2];
@@ -125,16 +152,15 @@ class BackwardLoop {
       part_.meet_slice();
       if constexpr (Cell::kStages == 2) {
         multiply<kPairs>(m_.second, part_, part_.rows, dgates_ + kFirstGates * s_.hidden,
-                         kGates * s_.hidden, in_pairs(), [&](auto rows, const Block<T>& block) {
+                         m_.gates_stride, in_pairs(), [&](auto rows, const Block<T>& block) {
                            constexpr int N = rows.value;
                            cell_first<N>(block.row, block.unit, block.count,
                                          load_rows<N>(block.product, block.stride, kLanes));
                          });
         part_.meet_slice();
       }
-      if (p_.dh0 == nullptr && s + 1 == s_.steps)
-        break;  // nobody asks what went into the first one
-      multiply<false>(m_.first, part_, part_.rows, dgates_, kGates * s_.hidden, false,
+      if (s == products(p_)) break;  // nobody asks what went into the first step
+      multiply<false>(m_.first, part_, part_.rows, dgates_, m_.gates_stride, false,
                       [&](auto, const Block<T>& block) {
                         const int64_t at = block.row * m_.state_stride + block.unit;
                         V through = load(block.product);
@@ -143,13 +169,8 @@ class BackwardLoop {
                               stops(block.row) ? V(T(0)) : load(m_.dhidden + at) + through);
                       });
     }
-    finish();
   }
 
- private:
-  const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
-  int64_t row(int64_t b) const { return (t_ * s_.batch + b) * s_.directions + d_; }
-  bool in_pairs() const { return kPairs && masks_.none(); }
   // Whether nothing goes on to the step before: the state that entered this one was not its.
   bool stops(int64_t b) const {
     return masks_.clears(t_, b) || control_.cuts(t_, b, p_.in.reverse[d_]);
@@ -178,44 +199,53 @@ class BackwardLoop {
                [&](int64_t p) { pack_columns(*to, from, to->lying_stride, p); });
   }
 
-  static V load_or_zero(const S* p, int64_t at, int n) { return p ? load(p + at, n) : V(T(0)); }
+  // Calls body(row, units, where the row begins in a [D, B] tensor of rows) for the states that
+  // this worker has.
+  template <class Body>
+  void for_states(const Packed<T>& blocks, Body body) {
+    const Range units = units_of(blocks, part_.plan.unit_slices, part_.unit_slice);
+    for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) {
+      body(b, units, d_ * s_.batch + b);
+    }
+  }
 
   void start() {
-    for_rows(m_.first, [&](int64_t b, int64_t u, int n) {
-      const int64_t from = (d_ * s_.batch + b) * s_.state + u;
-      store(m_.dhidden + b * m_.state_stride + u, load_or_zero(as_storage(p_.dh_n), from, n));
-      if (control_.drops()) {
-        store(m_.kept + b * m_.state_stride + u, control_.kept_by_dropout(b, u, d_));
+    for_states(m_.first, [&](int64_t b, Range units, int64_t row) {
+      const S* from = p_.dh_n == nullptr ? nullptr : as_storage(p_.dh_n) + row * s_.state;
+      const int64_t at = b * m_.state_stride, count = units.end - units.begin;
+      take_row(from == nullptr ? from : from + units.begin, count, m_.dhidden + at + units.begin);
+      if (!control_.drops()) return;
+      for (int64_t u = units.begin; u < units.end; u += kLanes) {
+        store(m_.kept + at + u, control_.kept_by_dropout(b, u, d_));
       }
     });
-    for_rows(unit_blocks(), [&](int64_t b, int64_t u, int n) {
-#pragma GCC unroll 4
+    for_states(unit_blocks(), [&](int64_t b, Range units, int64_t row) {
+      const int64_t count = units.end - units.begin;
       for (int k = 0; k < kCells; ++k) {
-        const int64_t from = ((d_ * s_.batch + b) * kCells + k) * s_.hidden + u;
-        store(dcell(b, k, u), load_or_zero(as_storage(p_.dc_n), from, n));
+        const int64_t at = (row * kCells + k) * s_.hidden + units.begin;
+        const S* from = p_.dc_n == nullptr ? nullptr : as_storage(p_.dc_n) + at;
+        take_row(from, count, dcell(b, k, units.begin));
       }
-#pragma GCC unroll 4
-      for (int k = 0; k < Cell::kUnitWeights; ++k) store(dw_unit_at(b, k, u), V(T(0)), n);
+      for (int k = 0; k < Cell::kUnitWeights; ++k) {
+        memset(dw_unit_at(b, k, units.begin), 0, count * sizeof(T));
+      }
     });
   }
 
   void finish() {
     if (p_.dh0 != nullptr) {
-      for_rows(m_.first, [&](int64_t b, int64_t u, int n) {
-        const int64_t to = (d_ * s_.batch + b) * s_.state + u;
-        store(static_cast<S*>(p_.dh0) + to, load(m_.dhidden + b * m_.state_stride + u), n);
+      for_states(m_.first, [&](int64_t b, Range units, int64_t row) {
+        copy_row(m_.dhidden + b * m_.state_stride + units.begin, units.end - units.begin,
+                 static_cast<S*>(p_.dh0) + row * s_.state + units.begin);
       });
     }
-    if constexpr (kCells > 0) {
-      if (p_.dc0 == nullptr) return;
-      for_rows(unit_blocks(), [&](int64_t b, int64_t u, int n) {
-#pragma GCC unroll 4
-        for (int k = 0; k < kCells; ++k) {
-          const int64_t to = ((d_ * s_.batch + b) * kCells + k) * s_.hidden + u;
-          store(static_cast<S*>(p_.dc0) + to, load(dcell(b, k, u)), n);
-        }
-      });
-    }
+    if (kCells == 0 || p_.dc0 == nullptr) return;
+    for_states(unit_blocks(), [&](int64_t b, Range units, int64_t row) {
+      for (int k = 0; k < kCells; ++k) {
+        copy_row(dcell(b, k, units.begin), units.end - units.begin,
+                 static_cast<S*>(p_.dc0) + (row * kCells + k) * s_.hidden + units.begin);
+      }
+    });
   }
 
   T* dcell(int64_t b, int k, int64_t u) const {
@@ -432,7 +462,7 @@ class BackwardLoop {
       store_rows<N>(static_cast<S*>(p_.dgates_h) + to, stride, dgate_h, n);
     }
     if constexpr (Cell::kStages > 0) {
-      store_rows<N>(dgates_ + (b * kGates + g) * s_.hidden + u, width, dgate_h, n);
+      store_rows<N>(dgates_ + b * m_.gates_stride + g * s_.hidden + u, m_.gates_stride, dgate_h, n);
     }
   }
 
@@ -648,13 +678,13 @@ class BackwardLoop {
       const int64_t to = (row(b) * kGates + g) * s_.hidden + u;
       S* out = static_cast<S*>(kNormalizesSum<Cell> ? p_.dgates_x : p_.dgates_h);
       store(out + to, dp, n);
-      store(dgates_ + (b * kGates + g) * s_.hidden + u, dp, n);
+      store(dgates_ + b * m_.gates_stride + g * s_.hidden + u, dp, n);
     }
   }
 
   const BackwardParams p_;
   const Sizes s_;
-  const Part part_;
+  Part part_;  // its rows are those of a block in turn
   Scratch m_;
   const Masks masks_;
   const Control control_;

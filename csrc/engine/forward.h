@@ -74,14 +74,15 @@ class ForwardLoop {
     // Of normalised cells.
     T* product;  // [B, G, H]
     T* row;      // [B, A + 1, H]: what the cell saves, and its cell state
-    int64_t state_stride, unit_stride;
+    int64_t state_stride, unit_stride, input_stride;
 
     Scratch(Arena& arena, const ForwardParams& p, int slices, int row_slices)
         : lying(lying_of(p.sizes)),
           joined(!lying.lies && joins(p.sizes) ? p.sizes.inputs : 0),
           chunk(0),
-          state_stride(joined + round_up(p.sizes.state, kLanes)),
-          unit_stride(round_up(p.sizes.hidden, kLanes)) {
+          state_stride(row_distance<T>(joined + round_up(p.sizes.state, kLanes))),
+          unit_stride(row_distance<T>(p.sizes.hidden)),
+          input_stride(row_distance<T>(p.sizes.inputs)) {
       const Sizes& s = p.sizes;
       const auto weights = [&](int64_t units, int gates, int64_t depth, bool by_panel) {
         const int panels = by_panel ? slices * row_slices : 0;
@@ -91,7 +92,7 @@ class ForwardLoop {
         const int64_t enough = kProjectedRows * row_slices / (s.batch + 1) + 1;
         chunk = enough < s.steps ? enough : s.steps;
         input = weights(s.hidden, kGates, s.inputs, lying.input_by_panel);
-        x = arena.take<T>(chunk * s.batch * s.inputs);
+        x = arena.take<T>(chunk * s.batch * input_stride);
         gates = arena.take<S>(saves_gates(p) ? 0 : chunk * s.batch * kGates * s.hidden);
       }
       const int64_t depth = Cell::kStages == 0 ? joined : joined + s.state;
@@ -113,6 +114,19 @@ class ForwardLoop {
       product = arena.take<T>(kNormal ? s.batch * kGates * unit_stride : 0);
       row = arena.take<T>(kNormal ? s.batch * (Cell::kSaved + 1) * unit_stride : 0);
     }
+
+    // Puts what there is of a row where that of `rows` rows before was: a block of rows finds the
+    // memory of the one before it, which is near.
+    void move(const Sizes& s, int64_t rows) {
+      for (T** states : {&hidden[0], &hidden[1], &plain, &kept}) *states -= rows * state_stride;
+      cell -= rows * kCells * unit_stride;
+      operand -= rows * unit_stride;
+      partial -= rows * Cell::kSaved * unit_stride;
+      product -= rows * kGates * unit_stride;
+      row -= rows * (Cell::kSaved + 1) * unit_stride;
+      x -= rows * chunk * input_stride;
+      gates -= rows * kGates * s.hidden;
+    }
   };
 
   ForwardLoop(const ForwardParams& params, const Part& part, const Scratch& scratch)
@@ -128,8 +142,26 @@ class ForwardLoop {
   void direction(int64_t d) {
     d_ = d;
     pack();
-    start();
-    part_.meet_lane();
+    const Range rows = part_.rows;
+    for_row_blocks(rows, m_.state_stride * sizeof(T), [&](Range block, bool first) {
+      m_.move(s_, block.begin - part_.rows.begin);
+      part_.rows = block;
+      start();
+      first ? part_.meet_lane() : part_.meet_slice();
+      steps();
+      finish();
+    });
+    m_.move(s_, rows.begin - part_.rows.begin);
+    part_.rows = rows;
+  }
+
+ private:
+  const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
+  T* hidden(int64_t s) const { return m_.hidden[s % 2] + m_.joined; }
+  bool in_pairs() const { return kPairs && masks_.none(); }
+
+  // All steps of a block of rows.
+  void steps() {
     for (int64_t s = 0; s < s_.steps; ++s) {
       if (m_.chunk > 0 && s % m_.chunk == 0) project(s);
       step_ = s;
@@ -167,13 +199,8 @@ class ForwardLoop {
       }
       part_.meet_slice();
     }
-    finish();
   }
 
- private:
-  const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
-  T* hidden(int64_t s) const { return m_.hidden[s % 2] + m_.joined; }
-  bool in_pairs() const { return kPairs && masks_.none(); }
   // Depends on the problem alone: the number of workers must not change how a sum is made.
   static bool joins(const Sizes& s) {
     return Cell::kSharedGates && Cell::kStages < 2 && !kNormal && s.inputs > 0 &&
@@ -220,26 +247,11 @@ class ForwardLoop {
     }
   }
 
-  // Copies one state of this worker's rows and units between a [D, B, N] tensor and scratch.
+  // Calls body(row, units) for the states that this worker has, of its rows.
   template <class Body>
-  void for_states(const Packed<T>& blocks, int64_t width, int64_t stride, Body body) {
-    for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) {
-      for_blocks(blocks, part_.plan.unit_slices, part_.unit_slice, [&](int64_t u, int n) {
-        body(b, (d_ * s_.batch + b) * width + u, b * stride + u, n);
-      });
-    }
-  }
-
-  // The same for all cell states: calls body(row, place in [D, B, C*H], place in scratch, count).
-  template <class Body>
-  void for_cells(Body body) {
-    if constexpr (kCells > 0) {
-      for (int k = 0; k < kCells; ++k) {
-        for_states(m_.first, kCells * s_.hidden, 0, [&](int64_t b, int64_t at, int64_t u, int n) {
-          body(b, at + k * s_.hidden, cell(b, k, u), n);
-        });
-      }
-    }
+  void for_states(const Packed<T>& blocks, Body body) {
+    const Range units = units_of(blocks, part_.plan.unit_slices, part_.unit_slice);
+    for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) body(b, units);
   }
   T* cell(int64_t b, int k, int64_t u) const {
     return m_.cell + (b * kCells + k) * m_.unit_stride + u;
@@ -259,28 +271,45 @@ class ForwardLoop {
   void start() {
     const int64_t t = time(0);
     if (m_.joined > 0 && s_.steps > 0) join_input(0);
-    for_states(state_blocks(), s_.state, m_.state_stride,
-               [&](int64_t b, int64_t from, int64_t to, int n) {
-                 const V h = load(as_storage(p_.in.h0) + from, n);
-                 const int64_t u = to - b * m_.state_stride;
-                 if (control_.drops()) store(m_.kept + to, control_.kept_by_dropout(b, u, d_));
-                 store_hidden<1>(hidden(0), b, u, masks_.clears(t, b) ? V(T(0)) : h);
-               });
-    for_cells([&](int64_t b, int64_t from, T* to, int n) {
-      const V c = load(as_storage(p_.in.c0) + from, n);
-      store(to, masks_.clears(t, b) ? V(T(0)) : c);
+    for_states(state_blocks(), [&](int64_t b, Range units) {
+      const S* from = masks_.clears(t, b) ? nullptr : state(p_.in.h0, s_.state, b, units.begin);
+      T* to = hidden(0) + b * m_.state_stride;
+      take_row(from, units.end - units.begin, to + units.begin);
+      if (!control_.drops()) return;
+      for (int64_t u = units.begin; u < units.end; u += kLanes) {
+        store(m_.kept + b * m_.state_stride + u, control_.kept_by_dropout(b, u, d_));
+        store_hidden<1>(hidden(0), b, u, load(to + u));
+      }
+    });
+    for_states(m_.first, [&](int64_t b, Range units) {
+      for (int k = 0; k < kCells; ++k) {
+        const int64_t at = k * s_.hidden + units.begin;
+        const S* from = masks_.clears(t, b) ? nullptr : state(p_.in.c0, kCells * s_.hidden, b, at);
+        take_row(from, units.end - units.begin, cell(b, k, units.begin));
+      }
     });
   }
 
   void finish() {
-    for_states(state_blocks(), s_.state, m_.state_stride,
-               [&](int64_t, int64_t to, int64_t from, int n) {
-                 const T* h = control_.drops() ? m_.plain : hidden(s_.steps);
-                 store(static_cast<S*>(p_.h_n) + to, load(h + from), n);
-               });
-    for_cells([&](int64_t, int64_t to, const T* from, int n) {
-      store(static_cast<S*>(p_.c_n) + to, load(from), n);
+    const T* last = control_.drops() ? m_.plain : hidden(s_.steps);
+    for_states(state_blocks(), [&](int64_t b, Range units) {
+      const T* from = last + b * m_.state_stride + units.begin;
+      copy_row(from, units.end - units.begin, state(p_.h_n, s_.state, b, units.begin));
     });
+    for_states(m_.first, [&](int64_t b, Range units) {
+      for (int k = 0; k < kCells; ++k) {
+        S* to = state(p_.c_n, kCells * s_.hidden, b, k * s_.hidden + units.begin);
+        copy_row(cell(b, k, units.begin), units.end - units.begin, to);
+      }
+    });
+  }
+
+  // Element `at` of a row of a [D, B, width] tensor.
+  const S* state(const void* states, int64_t width, int64_t b, int64_t at) const {
+    return as_storage(states) + (d_ * s_.batch + b) * width + at;
+  }
+  S* state(void* states, int64_t width, int64_t b, int64_t at) const {
+    return static_cast<S*>(states) + (d_ * s_.batch + b) * width + at;
   }
 
   static bool saves_gates(const ForwardParams& p) {
@@ -305,11 +334,7 @@ class ForwardLoop {
   // Copies features [begin, end) of one row of the input of step s.
   void copy_input(int64_t s, int64_t b, Range features, T* to) const {
     const S* from = as_storage(p_.x) + time(s) * p_.x_strides.step + b * p_.x_strides.row;
-    for (int64_t k = features.begin; k < features.end; k += kLanes) {
-      const int64_t left = features.end - k;
-      const int n = left < kLanes ? static_cast<int>(left) : kLanes;
-      store(to + k, load(from + k, n), n);
-    }
+    copy_row(from + features.begin, features.end - features.begin, to + features.begin);
   }
 
   // Puts the input of step s before the hidden state that will enter it.
@@ -333,13 +358,14 @@ class ForwardLoop {
     if constexpr (Cell::kStages == 0) part_.meet_slice();  // everyone is done with those before
     const int64_t count = s + m_.chunk < s_.steps ? m_.chunk : s_.steps - s;
     const int64_t height = part_.rows.end - part_.rows.begin;
-    T* x = m_.x + part_.rows.begin * m_.chunk * s_.inputs;
+    T* x = m_.x + part_.rows.begin * m_.chunk * m_.input_stride;
     const Range mine = cut(count * height, part_.plan.unit_slices, part_.unit_slice);
     for (int64_t r = mine.begin; r < mine.end; ++r) {
-      copy_input(s + r / height, part_.rows.begin + r % height, {0, s_.inputs}, x + r * s_.inputs);
+      copy_input(s + r / height, part_.rows.begin + r % height, {0, s_.inputs},
+                 x + r * m_.input_stride);
     }
     part_.meet_slice();
-    multiply<false>(m_.input, part_, {0, count * height}, x, s_.inputs, false,
+    multiply<false>(m_.input, part_, {0, count * height}, x, m_.input_stride, false,
                     [&](auto, const Block<T>& block) {
                       const int64_t r = block.row;
                       S* to = gates_row(s + r / height, part_.rows.begin + r % height) + block.unit;
@@ -652,7 +678,7 @@ class ForwardLoop {
 
   const ForwardParams p_;
   const Sizes s_;
-  const Part part_;
+  Part part_;  // its rows are those of a block in turn
   Scratch m_;
   const Masks masks_;
   const Control control_;

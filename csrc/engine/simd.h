@@ -143,6 +143,28 @@ BPTT_INLINE void store(S* p, Vec<Wide<S>> v, int n) {
   store(padded, v);
   for (int k = 0; k < n; ++k) p[k] = padded[k];
 }
+// Copies `count` elements, between storage types that are computed in the same one.
+template <class From, class To>
+BPTT_INLINE void copy_row(const From* from, int64_t count, To* to) {
+  constexpr int64_t lanes = Vec<Wide<From>>::kLanes;
+  int64_t k = 0;
+  for (; k + lanes <= count; k += lanes) store(to + k, load(from + k));
+  if (k < count) {
+    const int rest = static_cast<int>(count - k);
+    store(to + k, load(from + k, rest), rest);
+  }
+}
+// To scratch memory, where the last vector is filled up with zeros; without `from` all are zeros.
+template <class S>
+BPTT_INLINE void take_row(const S* from, int64_t count, Wide<S>* to) {
+  using V = Vec<Wide<S>>;
+  constexpr int64_t lanes = V::kLanes;
+  const int64_t whole = from == nullptr ? 0 : count / lanes * lanes;
+  if (whole > 0) copy_row(from, whole, to);
+  for (int64_t k = whole; k < count; k += lanes) {
+    store(to + k, from == nullptr ? V(Wide<S>(0)) : load(from + k, static_cast<int>(count - k)));
+  }
+}
 template <class S>
 BPTT_INLINE Wide<S> load_scalar(const S* p) {
   return *p;

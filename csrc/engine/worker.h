@@ -13,6 +13,15 @@ namespace {
 
 BPTT_INLINE int64_t round_up(int64_t value, int64_t to) { return (value + to - 1) / to * to; }
 
+// Elements from one row of `width` to the next where a product reads many of them: at some
+// distances they would all lie in the same few sets of a cache.
+template <class T>
+int64_t row_distance(int64_t width) {
+  constexpr int64_t line = 64 / static_cast<int64_t>(sizeof(T));
+  const int64_t lines = (width + line - 1) / line;
+  return (lines % 8 == 0 ? lines + 1 : lines) * line;
+}
+
 // Hands out pieces of one block of memory; with a null base it only counts.
 class Arena {
  public:
@@ -125,6 +134,16 @@ BPTT_INLINE void for_panels(const Packed<T>& packed, int parts, int index, Body 
   for (int64_t p = range.begin; p < range.end; ++p) body(p);
 }
 
+// The units that a worker has.
+template <class T>
+Range units_of(const Packed<T>& packed, int parts, int index) {
+  const Range panels = cut(packed.panels(), parts, index);
+  const auto unit = [&](int64_t p) {
+    return p < packed.panels() ? p * packed.panel_units() : packed.units;
+  };
+  return {unit(panels.begin), unit(panels.end)};
+}
+
 // Calls body(first_unit, count) for each vector of units in the panels of a worker.
 template <class T, class Body>
 BPTT_INLINE void for_blocks(const Packed<T>& packed, int parts, int index, Body body) {
@@ -185,6 +204,24 @@ BPTT_INLINE void multiply(const Packed<T>& weights, const Part& part, Range rang
           }
         });
   });
+}
+
+// A worker takes its rows through all steps some at a time, so few that a near cache holds their
+// states; but enough of them for each weight that comes from afar.
+constexpr int64_t kBlockBytes = 512 << 10;
+constexpr int64_t kBlockRows = 256;
+
+// Calls body(block, whether it is the first) for the blocks of `rows`, each of which takes `bytes`
+// in a product; at least once.
+template <class Body>
+void for_row_blocks(Range rows, int64_t bytes, Body body) {
+  const int64_t near = kBlockBytes / bytes, most = near > kBlockRows ? near : kBlockRows;
+  const int64_t count = rows.end - rows.begin;
+  const int blocks = static_cast<int>(count > most ? (count + most - 1) / most : 1);
+  for (int k = 0; k < blocks; ++k) {
+    const Range block = cut(count, blocks, k);
+    body(Range{rows.begin + block.begin, rows.begin + block.end}, k == 0);
+  }
 }
 
 template <class Loop, class Params>

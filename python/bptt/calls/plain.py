@@ -2,8 +2,8 @@
 
 A call of a step or a few takes microseconds in the kernel, and arranging it in the usual way would
 take several times as long. Here one op takes the weights as torch.nn keeps them and checks them
-itself, and another makes all gradients of all layers. Whatever is not quite plain, or wrong, goes
-the usual way, which has the words for it.
+itself, and another makes all gradients of all layers (`plain_training`). Whatever is not quite
+plain, or wrong, goes the usual way, which has the words for it.
 """
 
 from __future__ import annotations
@@ -17,14 +17,9 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ..engines import dispatch, measured
-from ..recurrence import short
-from ..recurrence.autograd import Loop, plainly_eager
-from ..recurrence.gradients import Config, LoopInputs
+from .plain_training import Training, outputs_of, trains
 
 CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})
-# Those that have gradients this way: with one product in a step.
-_TRAINED = CELLS - {"gru_reset_before"}
-_TRAINED_TYPES = (torch.float32, torch.float64)
 _TYPES = (Tensor, Parameter)
 _STEPS = 64  # longer calls do not notice
 # With more a step of a plain RNN is no faster than torch's operations.
@@ -60,148 +55,6 @@ def _states(hx: Any, count: int, shape: tuple[int, ...]) -> tuple[Tensor | None,
     if any(type(state) is not Tensor or state.shape != shape for state in states):
         return None
     return states if count == 2 else (hx, None)
-
-
-class _Training(torch.autograd.Function):
-    """Layers in training. Inputs: cell, has_bias, x, h0, c0, and the weights."""
-
-    @classmethod
-    def applied(cls, *inputs: Any) -> tuple[Tensor, ...]:
-        """`apply`, as nobody transforms, without what it does for those who do."""
-        inputs = torch._functorch.utils.unwrap_dead_wrappers(inputs)
-        return super(torch.autograd.Function, cls).apply(*inputs)  # type: ignore[misc]
-
-    @staticmethod
-    def forward(
-        ctx: Any, cell: str, has_bias: bool, x: Tensor, h0: Any, c0: Any, *weights: Tensor
-    ) -> tuple[Tensor, ...]:
-        y, h_n, c_n, kept = _with_kept(cell, has_bias, x, h0, c0, weights)
-        ctx.call = cell, has_bias, len(weights)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, h0, c0, *weights, y, *kept)
-        return _outputs(cell, x, y, h_n, c_n)
-
-    @staticmethod
-    def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
-        needed = ctx.needs_input_grad[2:]
-        if all(d is None for d in douts):
-            return (None,) * (2 + len(needed))
-        cell, has_bias, _ = ctx.call
-        inputs, y, kept = _saved(ctx)
-        if torch.is_grad_enabled() or not plainly_eager() or _are_many(douts):
-            return None, None, *_usual_gradients(cell, has_bias, inputs, douts, needed)
-        return None, None, *_gradients(cell, has_bias, inputs, douts, y, kept, needed)
-
-
-def _are_many(douts: Sequence[Tensor | None]) -> bool:
-    """Whether gradients came for many losses at once (`is_grads_batched`)."""
-    return any(d is not None and torch._C._functorch.is_legacy_batchedtensor(d) for d in douts)
-
-
-def _gradients(
-    cell: str,
-    has_bias: bool,
-    inputs: Sequence[Any],
-    douts: Sequence[Tensor | None],
-    y: Tensor,
-    kept: Sequence[Tensor],
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    x, h0, c0, *weights = inputs
-    if x.dim() == 2:
-        douts = (douts[0], None, *douts[1:])
-    dy, dh_n, dc_n = douts if len(douts) == 3 else (*douts, None)
-    with torch._C._AutoDispatchBelowAutograd():
-        made: list[Tensor | None] = torch.ops.bptt.plain_gradients.default(
-            cell, dy, dh_n, dc_n, x, weights, has_bias, h0, c0, y, kept, needed
-        )
-    return made
-
-
-def _outputs(cell: str, x: Tensor, y: Any, h_n: Any, c_n: Any) -> tuple[Any, ...]:
-    """Those that a call has: for one step, `x [B, I]`, y is the hidden state, too."""
-    states = (c_n,) if cell == "lstm" else ()
-    return (y, *states) if x.dim() == 2 else (y, h_n, *states)
-
-
-def _with_kept(
-    cell: str, has_bias: bool, x: Tensor, h0: Any, c0: Any, weights: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
-    with torch._C._AutoDispatchBelowAutograd():
-        made: tuple[Tensor, Tensor, Tensor, list[Tensor]] = torch.ops.bptt.plain_training.default(
-            cell, x, weights, has_bias, h0, c0
-        )
-    return made
-
-
-def _saved(ctx: Any) -> tuple[Sequence[Any], Tensor, Sequence[Tensor]]:
-    """The inputs, y and what was kept; y made anew where its owner changed it.
-
-    Raises:
-        RuntimeError: torch's own, where an input was changed or the graph has been freed.
-    """
-    cell, has_bias, count = ctx.call
-    try:
-        tensors = ctx.saved_tensors
-    except RuntimeError:
-        raw = getattr(ctx, "_raw_saved_tensors", ())
-        if not raw or not hasattr(raw[0], "unpack"):
-            raise
-        inputs = [tensor.unpack() for tensor in raw[: 3 + count]]
-        x, h0, c0, *weights = inputs
-        with torch.no_grad():
-            y, _, _, kept = _with_kept(cell, has_bias, x, h0, c0, weights)
-        return inputs, y, kept
-    return tensors[: 3 + count], tensors[3 + count], tensors[4 + count :]
-
-
-def _usual_gradients(
-    cell: str,
-    has_bias: bool,
-    inputs: Sequence[Any],
-    douts: Sequence[Tensor | None],
-    needed: Sequence[bool],
-) -> list[Tensor | None]:
-    """The gradients by the usual way, which can be differentiated and transformed."""
-    create = torch.is_grad_enabled()
-    with torch.enable_grad():
-        outputs = _usual(cell, has_bias, *inputs)
-        asked = [(out, d) for out, d in zip(outputs, douts, strict=True) if d is not None]
-        wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-        found = iter(
-            torch.autograd.grad(
-                [out for out, _ in asked],
-                wanted,
-                [d for _, d in asked],
-                create_graph=create,
-                allow_unused=True,
-            )
-        )
-    return [next(found) if need else None for need in needed]
-
-
-def _usual(cell: str, has_bias: bool, x: Tensor, h0: Any, c0: Any, *weights: Tensor) -> Any:
-    """What `_Training` answers, from the recurrences one by one."""
-    if x.dim() == 2:
-        h0, c0 = (None if state is None else state.unsqueeze(0) for state in (h0, c0))
-        full = _usual(cell, has_bias, x.unsqueeze(0), h0, c0, *weights)
-        return tuple(t[0] for t in (full[0], *full[2:]))
-    each = 4 if has_bias else 2
-    layers = range(0, len(weights), each)
-    zeros = x.new_zeros(len(layers), x.shape[1], weights[1].shape[-1])
-    h0 = zeros if h0 is None else h0
-    c0 = (zeros if c0 is None else c0) if cell == "lstm" else None
-    last = []
-    for layer, first in enumerate(layers):
-        own = slice(layer, layer + 1)
-        w_ih, w_hh, *biases = (w.unsqueeze(0) for w in weights[first : first + each])
-        b_ih, b_hh = biases or (None, None)
-        c = None if c0 is None else c0[own]
-        loop = LoopInputs(None, x, w_ih, b_ih, w_hh, b_hh, None, None, h0[own], c, None, None)
-        y, h_n, c_n, _, _ = Loop.applied(Config("cpu", cell, (False,)), *loop)
-        last.append((h_n, c_n) if cell == "lstm" else (h_n,))
-        x = y.flatten(2)
-    return x, *(torch.cat(column) for column in zip(*last, strict=True))
 
 
 def forward(
@@ -262,23 +115,17 @@ def step(
 def _run(
     cell: str, x: Tensor, states: Sequence[Any], weights: Sequence[Any], has_bias: bool
 ) -> tuple[Tensor, ...] | None:
-    trains = torch.is_grad_enabled() and _asks_for_gradients(x, *states, *weights)
-    if trains and not _trains(cell, x):
+    training = torch.is_grad_enabled() and _asks_for_gradients(x, *states, *weights)
+    if training and not trains(cell, x):
         return None
     try:
-        if trains:
-            return _Training.applied(cell, has_bias, x, *states, *weights)
+        if training:
+            return Training.applied(cell, has_bias, x, *states, *weights)
         made = torch.ops.bptt.plain_forward.default(cell, x, weights, has_bias, *states)
     except RuntimeError:
         return None  # something is wrong; the usual way says what
-    return _outputs(cell, x, *made)
+    return outputs_of(cell, x, *made)
 
 
 def _asks_for_gradients(*tensors: Tensor | None) -> bool:
     return any(t is not None and t.requires_grad for t in tensors)
-
-
-def _trains(cell: str, x: Tensor) -> bool:
-    """Whether a call has gradients this way, and is faster for it."""
-    rows = x.shape[:-1].numel()
-    return cell in _TRAINED and x.dtype in _TRAINED_TYPES and rows <= short.SHORT_ROWS

@@ -198,26 +198,47 @@ def test_any_number_of_workers_changes_no_bit(cell, threads, directions):
     assert_same_bits(run_ops(cell, loop, douts), alone)
 
 
+def assert_rows_by_themselves_are_alike(cell, loop, douts, together, rows):
+    """Some rows of a batch, computed without the others, have the bits they have among them."""
+    of_rows = {"x": 1, "h0": 1, "c0": 1, "lengths": 0, "resets": 1}
+    given = {name: getattr(loop, name) for name in of_rows}
+    picked = {
+        name: None if t is None else t[(slice(None),) * of_rows[name] + (rows,)]
+        for name, t in given.items()
+    }
+    by_itself = run_ops(
+        cell, loop._replace(**picked), [None if d is None else d[:, rows] for d in douts]
+    )
+    # The batch is the second axis everywhere but in dpeephole [B, D, 3*H].
+    first_axis = 5 + 4
+    expected = [
+        t if t.numel() == 0 else t[rows] if k == first_axis else t[:, rows]
+        for k, t in enumerate(together)
+    ]
+    assert_same_bits(by_itself, expected)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=names)
 @pytest.mark.parametrize("cell", ALL_CELLS)
 def test_the_other_rows_of_a_batch_change_no_bit(cell, dtype):
     # Steps enough that a row by itself is no short call, which sums in another order.
     loop, douts = op_inputs(cell, dtype, 12, 11, 7, 37, 2, masks=True)
     together = run_ops(cell, loop, douts)
-    # The batch is the second axis everywhere but in lengths [B] and in dpeephole [B, D, 3*H].
-    first_axis = 5 + 4
     for b in (0, 4, 10):
-        row = slice(b, b + 1)
-        alone = loop._replace(
-            x=loop.x[:, row],
-            h0=loop.h0[:, row],
-            c0=None if loop.c0 is None else loop.c0[:, row],
-            lengths=loop.lengths[row],
-            resets=loop.resets[:, row],
-        )
-        by_itself = run_ops(cell, alone, [None if d is None else d[:, row] for d in douts])
-        picked = [
-            t if t.numel() == 0 else t[row] if k == first_axis else t[:, row]
-            for k, t in enumerate(together)
-        ]
-        assert_same_bits(by_itself, picked)
+        assert_rows_by_themselves_are_alike(cell, loop, douts, together, slice(b, b + 1))
+
+
+@pytest.mark.parametrize("masks", [False, True], ids=["plain", "masks"])
+@pytest.mark.parametrize("cell", ALL_CELLS)
+def test_blocks_of_rows_change_no_bit(cell, masks):
+    """More rows than a worker takes at a time, of one slice of the units or of several."""
+    proj = 301 if cell in LSTMS and masks else 0
+    loop, douts = op_inputs(cell, F32, 2, 500, 7, 515, 2, proj=proj, masks=masks)
+    torch.set_num_threads(8)
+    _, row_slices, unit_slices = plan(cell, F32, loop)
+    assert CELLS[cell].normalized or (row_slices == 1 and unit_slices > 1)
+    together = run_ops(cell, loop, douts)
+    torch.set_num_threads(1)
+    assert_same_bits(run_ops(cell, loop, douts), together)
+    for rows in (slice(0, 200), slice(250, 490)):
+        assert_rows_by_themselves_are_alike(cell, loop, douts, together, rows)

@@ -308,6 +308,12 @@ def test_small_problems_stay_on_one_thread_and_large_ones_use_all():
     assert lanes == 2 and lanes * rows * units == 8
 
 
+def test_large_batches_are_cut_between_rows():
+    """Large weights are cut between units, unless each worker has many rows for all of them."""
+    assert _dev.plan("lstm", False, [1, 255, 1, 512, 512], 16, 2) == (1, 1, 2)
+    assert _dev.plan("lstm", False, [1, 256, 1, 512, 512], 16, 2) == (1, 2, 1)
+
+
 MEGABYTE = 1 << 20
 sizes_of_weights = st.integers(1, 100 * MEGABYTE)
 rows_of_calls = st.integers(1, 500)

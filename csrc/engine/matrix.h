@@ -37,11 +37,7 @@ class MatrixTask {
     Scratch(Arena& arena, const MatrixParams& p, Range rows, int64_t columns) {
       const int64_t depth = p.depth < kDepth ? p.depth : kDepth;
       a = arena.take<T>(transposed(p) ? depth * copy_stride(height_of(rows)) : 0);
-      b = arena.take<T>(round_up(lies(p)       ? 0
-                                 : by_panel(p) ? panel_units(columns)
-                                               : columns,
-                                 kLanes) *
-                        depth);
+      b = arena.take<T>(packed_units(p, columns) * depth);
     }
   };
 
@@ -97,8 +93,10 @@ class MatrixTask {
   static bool lies(const MatrixParams& p) {
     return by_panel(p) && p.rows <= kFewRows && !transposed(p);
   }
-  static int64_t panel_units(int64_t columns) {
-    return panel_blocks<T>(columns, 1, 1) * static_cast<int64_t>(kLanes);
+  // Of how many of the columns there is a copy at a time.
+  static int64_t packed_units(const MatrixParams& p, int64_t columns) {
+    if (lies(p)) return 0;
+    return round_up(by_panel(p) ? panel_blocks<T>(columns, 1, 1) * kLanes : columns, kLanes);
   }
 
   // Sums of a few products: what a tile would do, but with no tile between them and the result.
@@ -195,35 +193,65 @@ class MatrixTask {
   void multiply_panels(const Packed<T>& b, int64_t k, Range rows, const T* a,
                        int64_t stride) const {
     for (int64_t p = 0; p < b.panels(); ++p) {
+      const int64_t column = p * b.panel_units();
+      if (goes_to_result(b, p)) {
+        multiply_whole<kLayout>(b, p, k, rows, a, stride);
+        continue;
+      }
       multiply_panel<kLayout>(b, p, a, stride, 0, rows.end - rows.begin,
                               [&](int64_t first, int height, const T* tile, int vectors) {
                                 for (int r = 0; r < height; ++r) {
-                                  leave(k, rows.begin + first + r, p * b.panel_units(),
+                                  leave(k, rows.begin + first + r, column,
                                         tile + r * vectors * kLanes, vectors);
                                 }
                               });
     }
   }
 
+  // Whether the tiles of a panel are rectangles of the result: all its columns exist, and one chain
+  // is all there is. More would be added to it one by one, and not as their sum.
+  static bool goes_to_result(const Packed<T>& b, int64_t p) {
+    return b.multiply == nullptr && b.depth <= kLongestChain &&
+           p * b.panel_units() + b.blocks_in(p) * kLanes <= b.units;
+  }
+
+  template <Layout kLayout>
+  void multiply_whole(const Packed<T>& b, int64_t p, int64_t k, Range rows, const T* a,
+                      int64_t stride) const {
+    if (b.pack != nullptr) b.pack(b, p);
+    const int64_t column = columns_.begin + p * b.panel_units();
+    multiply_tiles<kLayout>(
+        b, p, a, stride, rows.end - rows.begin,
+        [&](int64_t, int64_t row) {
+          const int64_t at = (rows.begin + row) * p_.columns + column;
+          return Target<T>{before(k, at), static_cast<T*>(p_.out) + at, p_.columns};
+        },
+        [](int64_t, int64_t, int) {});
+  }
+
+  // What a block of the depth adds its sums to, at a place of the result; null where to nothing.
+  const T* before(int64_t k, int64_t at) const {
+    if (k > 0) return static_cast<const T*>(p_.out) + at;
+    return p_.start == nullptr ? nullptr : static_cast<const T*>(p_.start) + at;
+  }
+
   // Adds one row of a tile to the result; the first block of the depth begins it.
   void leave(int64_t k, int64_t row, int64_t column, const T* sums, int vectors) const {
     const int64_t at = row * p_.columns + columns_.begin + column;
     T* out = static_cast<T*>(p_.out) + at;
-    const T* before = k > 0                 ? out
-                      : p_.start == nullptr ? nullptr
-                                            : static_cast<const T*>(p_.start) + at;
+    const T* base = before(k, at);
     const int64_t left = columns_.end - columns_.begin - column;
     const int64_t count = left < vectors * kLanes ? left : vectors * kLanes;
     int64_t c = 0;
-    if (before == nullptr) {
+    if (base == nullptr) {
       for (; c + kLanes <= count; c += kLanes) store(out + c, load(sums + c));
     } else {
-      for (; c + kLanes <= count; c += kLanes) store(out + c, load(before + c) + load(sums + c));
+      for (; c + kLanes <= count; c += kLanes) store(out + c, load(base + c) + load(sums + c));
     }
     if (c == count) return;
     const int n = static_cast<int>(count - c);
     const V sum = load(sums + c);
-    store(out + c, before == nullptr ? sum : load(before + c, n) + sum, n);
+    store(out + c, base == nullptr ? sum : load(base + c, n) + sum, n);
   }
 
   const MatrixParams p_;

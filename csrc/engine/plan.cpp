@@ -9,6 +9,8 @@ constexpr double kFlopsPerUnitSlice = 3.2e4;     // one step: meeting at a barri
 constexpr int64_t kRowsPerSlice = 6;             // fewer rows leave the product's tile half empty
 constexpr double kPrivateWeightBytes = 1 << 20;  // weights every core can keep in its own cache
 constexpr int64_t kStepsOfRowSlices = 4;
+constexpr int64_t kManyRows =
+    128;  // so many that each worker may stream all the weights for its own
 
 // Nanoseconds for each byte of weights, by how much of them there is: of packing them beforehand;
 // beside a product with packed ones, of packing a panel for a product, and of dot products with
@@ -62,7 +64,8 @@ Plan plan_cpu(const Sizes& s, int gates, int vector, int threads, bool whole_row
   const int by_units = clamp(step / kFlopsPerUnitSlice, clamp(static_cast<double>(blocks), left));
   // Private copies of the rows need no barrier, but then every core streams all the weights; and
   // packs them, in a call of few steps, which has few barriers.
-  if (bytes <= kPrivateWeightBytes && by_rows >= by_units && s.steps >= kStepsOfRowSlices) {
+  const bool near = bytes <= kPrivateWeightBytes && s.steps >= kStepsOfRowSlices;
+  if (by_rows >= by_units && (near || s.batch >= kManyRows * left)) {
     plan.row_slices = by_rows;
   } else {
     plan.unit_slices = by_units;

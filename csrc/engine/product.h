@@ -169,17 +169,50 @@ BPTT_INLINE int64_t chain_begin(int64_t depth, int64_t chain) {
   return depth * chain / chains;
 }
 
-// Adds the chain of a tile over [begin, end) of the depth; the first one begins the tile.
+// The sums of a tile over a chain.
+template <class T, int kVectors, int kRows>
+struct TileSums {
+  Vec<T> sum[kRows][kVectors];
+
+  BPTT_INLINE TileSums() {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = Vec<T>(T(0));
+    }
+  }
+  BPTT_INLINE void add(int r, Vec<T> value, const Vec<T>* weights) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] + value * weights[v];
+  }
+  // Leaves them in rows that are `stride` elements apart, with what such rows from `base` on hold
+  // added to them, if that is not null.
+  BPTT_INLINE void leave(const T* base, T* out, int64_t stride) const {
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) {
+        const int64_t at = r * stride + v * Vec<T>::kLanes;
+        store(out + at, base == nullptr ? sum[r][v] : load(base + at) + sum[r][v]);
+      }
+    }
+  }
+};
+
+// Where a tile goes: to rows that are `stride` elements apart, with `base` as in `TileSums`.
+template <class T>
+struct Target {
+  const T* base;
+  T* out;
+  int64_t stride;
+};
+
+// Adds the chain of a tile over [begin, end) of the depth.
 template <class T, int kVectors, int kRows, Layout kLayout>
 void multiply_tile(const T* rows, int64_t stride, const T* panel, int64_t begin, int64_t end,
-                   T* tile) {
+                   const Target<T>& place) {
   using V = Vec<T>;
-  V sum[kRows][kVectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = V(T(0));
-  }
+  TileSums<T, kVectors, kRows> sums;
 #pragma GCC unroll 2
   for (int64_t k = begin; k < end; ++k) {
     V weights[kVectors];
@@ -189,19 +222,11 @@ void multiply_tile(const T* rows, int64_t stride, const T* panel, int64_t begin,
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const V value(rows[kLayout == Layout::kDenseRows ? r * stride + k : k * stride + r]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] + value * weights[v];
+      sums.add(r, V(rows[kLayout == Layout::kDenseRows ? r * stride + k : k * stride + r]),
+               weights);
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      T* const out = tile + (r * kVectors + v) * V::kLanes;
-      store(out, begin == 0 ? sum[r][v] : load(out) + sum[r][v]);
-    }
-  }
+  sums.leave(begin == 0 ? place.base : place.out, place.out, place.stride);
 }
 
 // The product of kRows rows with kLanes / kRows units whose weights, rows of `matrix`, stay as they
@@ -301,12 +326,7 @@ BPTT_INLINE void multiply_columns(const S* columns, int64_t by, int64_t begin, i
   using V = Vec<T>;
   constexpr int lanes = V::kLanes;
   constexpr int64_t kAhead = 16;  // rows of the matrix, which may lie on a page each
-  V sum[kRows][kVectors];
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) sum[r][v] = V(T(0));
-  }
+  TileSums<T, kVectors, kRows> sums;
   for (int64_t k = begin; k < end; ++k) {
     const S* const from = columns + k * by;
     const S* const ahead = columns + (k + kAhead < end ? k + kAhead : k) * by;
@@ -318,19 +338,10 @@ BPTT_INLINE void multiply_columns(const S* columns, int64_t by, int64_t begin, i
     }
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
-      const V value(rows[r * stride + k]);
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = sum[r][v] + value * weights[v];
+      sums.add(r, V(rows[r * stride + k]), weights);
     }
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < kRows; ++r) {
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      T* const to = out + r * out_stride + v * lanes;
-      store(to, begin == 0 ? sum[r][v] : load(to) + sum[r][v]);
-    }
-  }
+  sums.leave(begin == 0 ? nullptr : out, out, out_stride);
 }
 
 // A tile of a product with columns of type S that stay as they lie. A chain of all rows in turn:
@@ -372,7 +383,7 @@ void columns_tile(const Packed<T>& weights, int64_t p, const T* rows, int64_t st
 }
 
 template <class T>
-using TileFunction = void (*)(const T*, int64_t, const T*, int64_t, int64_t, T*);
+using TileFunction = void (*)(const T*, int64_t, const T*, int64_t, int64_t, const Target<T>&);
 
 template <class T, int kVectors, Layout kLayout>
 TileFunction<T> tile_function(int rows) {
@@ -404,9 +415,41 @@ TileFunction<T> tile_function(int vectors, int rows) {
   }
 }
 
+// Rows in tiles of nearly equal height: 16 rows are 6 + 5 + 5 rather than 6 + 6 + 4.
+struct Heights {
+  int64_t rows, tiles;
+
+  Heights(int64_t count, int most) : rows(count), tiles((count + most - 1) / most) {}
+  int64_t first(int64_t tile) const { return rows * tile / tiles; }
+  int height(int64_t tile) const { return static_cast<int>(first(tile + 1) - first(tile)); }
+};
+
+// Multiplies `count` rows by panel p, in tiles that go to place(number of those before, first row).
+// Tiles are made some at a time, a chain of each in turn: its weights come from afar for the first
+// tile alone. After that, consume(number, first row, height) is called for each.
+template <Layout kLayout, class T, class Where, class Consume>
+BPTT_INLINE void multiply_tiles(const Packed<T>& weights, int64_t p, const T* rows, int64_t stride,
+                                int64_t count, Where place, Consume consume) {
+  const int vectors = weights.blocks_in(p) * weights.gates;
+  const Heights tiles(count, tile_rows(vectors));
+  for (int64_t i = 0; i < tiles.tiles; i += kTiles) {
+    const int64_t last = i + kTiles < tiles.tiles ? i + kTiles : tiles.tiles;
+    for (int64_t chain = 0, k = 0; k < weights.depth || chain == 0; ++chain) {
+      const int64_t next = chain_begin(weights.depth, chain + 1);
+      for (int64_t t = i; t < last; ++t) {
+        const int64_t row = tiles.first(t);
+        const T* top = rows + (kLayout == Layout::kDenseRows ? row * stride : row);
+        tile_function<T, kLayout>(vectors, tiles.height(t))(top, stride, weights.panel(p), k, next,
+                                                            place(t - i, row));
+      }
+      k = next;
+    }
+    for (int64_t t = i; t < last; ++t) consume(t - i, tiles.first(t), tiles.height(t));
+  }
+}
+
 // Multiplies rows [begin, end) of `rows` by panel p and hands every tile to
-// consume(first_row, count, tile, vectors), tile being [count][vectors][lanes]. Tiles are made some
-// at a time, a chain of each in turn: its weights come from afar for the first tile alone.
+// consume(first_row, count, tile, vectors), tile being [count][vectors][lanes].
 template <Layout kLayout, class T, class Consume>
 BPTT_INLINE void multiply_panel(const Packed<T>& weights, int64_t p, const T* rows, int64_t stride,
                                 int64_t begin, int64_t end, Consume consume) {
@@ -414,35 +457,23 @@ BPTT_INLINE void multiply_panel(const Packed<T>& weights, int64_t p, const T* ro
   alignas(64) T memory[kTiles][kMostRows * kPanelVectors * lanes];
   const int vectors = weights.blocks_in(p) * weights.gates;
   const bool lies = weights.lying != nullptr && weights.pack == nullptr;
-  const int most = lies ? kMostRows : tile_rows(vectors);
-  const int64_t count = end - begin;
-  const int64_t tiles = (count + most - 1) / most;
-  // Tiles of nearly equal height: 16 rows are 6 + 5 + 5 rather than 6 + 6 + 4.
-  const auto first = [&](int64_t tile) {
-    if (lies) return begin + (tile < tiles ? tile * most : count);
-    return begin + count * tile / tiles;
-  };
-  const auto height = [&](int64_t tile) { return static_cast<int>(first(tile + 1) - first(tile)); };
-  if (weights.pack != nullptr && tiles > 0) weights.pack(weights, p);
-  for (int64_t i = 0; i < tiles; i += kTiles) {
-    const int64_t last = i + kTiles < tiles ? i + kTiles : tiles;
-    if (lies) {
-      for (int64_t t = i; t < last; ++t) {
-        weights.multiply(weights, p, rows + first(t) * stride, stride, height(t), memory[t - i]);
-      }
-    } else {
-      for (int64_t chain = 0, k = 0; k < weights.depth || chain == 0; ++chain) {
-        const int64_t next = chain_begin(weights.depth, chain + 1);
-        for (int64_t t = i; t < last; ++t) {
-          const T* top = rows + (kLayout == Layout::kDenseRows ? first(t) * stride : first(t));
-          tile_function<T, kLayout>(vectors, height(t))(top, stride, weights.panel(p), k, next,
-                                                        memory[t - i]);
-        }
-        k = next;
-      }
+  if (lies) {
+    for (int64_t r = begin; r < end; r += kMostRows) {
+      const int height = static_cast<int>(r + kMostRows < end ? kMostRows : end - r);
+      weights.multiply(weights, p, rows + r * stride, stride, height, memory[0]);
+      consume(r, height, memory[0], vectors);
     }
-    for (int64_t t = i; t < last; ++t) consume(first(t), height(t), memory[t - i], vectors);
+    return;
   }
+  if (begin == end) return;
+  if (weights.pack != nullptr) weights.pack(weights, p);
+  multiply_tiles<kLayout>(
+      weights, p, rows + (kLayout == Layout::kDenseRows ? begin * stride : begin), stride,
+      end - begin,
+      [&](int64_t tile, int64_t) { return Target<T>{nullptr, memory[tile], vectors * lanes}; },
+      [&](int64_t tile, int64_t first, int height) {
+        consume(begin + first, height, memory[tile], vectors);
+      });
 }
 
 }  // namespace

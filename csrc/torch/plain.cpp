@@ -132,6 +132,24 @@ Call checked_call(const char* op, const Text& cell_name, const Tensor& x,
   return call;
 }
 
+// What a forward pass of layer `l` reads.
+ForwardParams forward_params(const Call& call, int64_t l, const Tensor& input,
+                             const Weights& weights, const bool* reverse) {
+  ForwardParams p{};
+  p.sizes = call.sizes(input.size(input.dim() - 1));
+  p.w_ih = weights.w_ih;
+  p.in.w_hh = weights.w_hh;
+  p.b_ih = weights.b_ih;
+  p.b_hh = weights.b_hh;
+  p.in.h0 = state_of(call.h0, l);
+  p.in.c0 = call.has_cell_state() ? state_of(call.c0, l) : nullptr;
+  p.in.reverse = reverse;
+  p.x = data(input);
+  p.x_strides =
+      call.lone ? Strides{0, input.stride(0), 1} : Strides{input.stride(0), input.stride(1), 1};
+  return p;
+}
+
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 
 // y, h_n and c_n; adds to `kept`, where there is one, what `gradients` wants of each layer: saved
@@ -147,21 +165,9 @@ Outputs run(const Call& call, const Tensor& x, std::vector<Tensor>* kept) {
   const CpuKernels& k = kernels();
   Tensor input = x.stride(x.dim() - 1) == 1 ? x : dense(x);
   for (int64_t l = 0; l < call.layers; ++l) {
-    const int64_t width = l == 0 ? call.inputs : call.hidden;
+    const Weights weights = call.weights_of(l, l == 0 ? call.inputs : call.hidden);
     Tensor y = make(call.steps_of(call.hidden), call.dtype);
-    ForwardParams p{};
-    p.sizes = call.sizes(width);
-    const Weights weights = call.weights_of(l, width);
-    p.w_ih = weights.w_ih;
-    p.in.w_hh = weights.w_hh;
-    p.b_ih = weights.b_ih;
-    p.b_hh = weights.b_hh;
-    p.in.h0 = state_of(call.h0, l);
-    p.in.c0 = call.has_cell_state() ? state_of(call.c0, l) : nullptr;
-    p.in.reverse = &forwards;
-    p.x = data(input);
-    p.x_strides =
-        call.lone ? Strides{0, input.stride(0), 1} : Strides{input.stride(0), input.stride(1), 1};
+    ForwardParams p = forward_params(call, l, input, weights, &forwards);
     p.y = y.mutable_data_ptr();
     p.h_n = call.lone ? p.y : state_of(h_n, l);
     p.c_n = call.has_cell_state() ? state_of(c_n, l) : nullptr;
@@ -276,26 +282,60 @@ struct Kept {
   }
 };
 
+// The gradients that came to a call's outputs.
+struct Arriving {
+  MaybeTensor dy, dh_n, dc_n;
+
+  Arriving(const Call& call, const MaybeTensor& y, const MaybeTensor& h_n, const MaybeTensor& c_n)
+      : dy(checked_gradient(call, "dy", y, call.steps_of(call.hidden))),
+        dh_n(checked_gradient(call, "dh_n", h_n, call.state_shape())),
+        dc_n(checked_gradient(call, "dc_n", c_n, call.state_shape())) {
+    STD_TORCH_CHECK(!call.lone || !h_n.has_value(), call.op,
+                    ": dh_n must be None for one step: dy");
+  }
+};
+
+void check_trained(const Call& call, const Tensor& x) {
+  STD_TORCH_CHECK(call.dtype == ScalarType::Float || call.dtype == ScalarType::Double, call.op,
+                  ": x must have dtype float32 or float64, got ",
+                  torch::headeronly::toString(call.dtype));
+  STD_TORCH_CHECK(call.cell.stages == 1, call.op, ": cell \"", call.cell.name,
+                  "\" takes two products in a step");
+  STD_TORCH_CHECK(call.steps > 0, call.op, ": x must have steps, got shape ",
+                  shape_text(shape_of(x)));
+}
+
+// What a backward pass of layer `l` reads; `dy` is the gradient of its output.
+BackwardParams backward_params(const Call& call, int64_t l, const Kept& own, const Weights& weights,
+                               const MaybeTensor& dy, const Arriving& given, const bool* reverse) {
+  BackwardParams p{};
+  p.sizes = call.sizes(0);
+  p.in.w_hh = weights.w_hh;
+  p.in.h0 = state_of(call.h0, l);
+  p.in.c0 = call.has_cell_state() ? state_of(call.c0, l) : nullptr;
+  p.in.reverse = reverse;
+  p.dy = data(dy);
+  p.dh_n = given.dh_n.has_value() ? state_of(*given.dh_n, l) : nullptr;
+  p.dc_n = given.dc_n.has_value() ? state_of(*given.dc_n, l) : nullptr;
+  p.y = data(own.y);
+  if (call.cell.saved > 0) {
+    const int64_t row = call.cell.saved * call.hidden;
+    p.saved = data(own.saved);
+    p.saved_strides = {call.batch * row, row, row};
+  }
+  p.cells = call.has_cell_state() ? data(own.cells) : nullptr;
+  return p;
+}
+
 std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor dh_n,
                                     MaybeTensor dc_n, Tensor x, std::vector<Tensor> weights,
                                     bool has_bias, MaybeTensor h0, MaybeTensor c0, Tensor y,
                                     std::vector<Tensor> kept, std::vector<int64_t> needed) {
   const Call call = checked_call(kBackward, cell_name, x, weights, has_bias, h0, c0);
-  const CellTraits& cell = call.cell;
-  STD_TORCH_CHECK(call.dtype == ScalarType::Float || call.dtype == ScalarType::Double, call.op,
-                  ": x must have dtype float32 or float64, got ",
-                  torch::headeronly::toString(call.dtype));
-  STD_TORCH_CHECK(cell.stages == 1, call.op, ": cell \"", cell.name,
-                  "\" takes two products in a step");
-  STD_TORCH_CHECK(call.steps > 0, call.op, ": x must have steps, got shape ",
-                  shape_text(shape_of(x)));
-  const std::vector<int64_t> shape = call.steps_of(call.hidden);
-  MaybeTensor above = checked_gradient(call, "dy", dy, shape);
-  STD_TORCH_CHECK(!call.lone || !dh_n.has_value(), call.op, ": dh_n must be None for one step: dy");
-  const MaybeTensor last_h = checked_gradient(call, "dh_n", dh_n, call.state_shape());
-  const MaybeTensor last_c = checked_gradient(call, "dc_n", dc_n, call.state_shape());
-  STD_TORCH_CHECK(call.has_cell_state() || (!last_c.has_value() && !needed.at(kC0)), call.op,
-                  ": cell ", cell.name,
+  check_trained(call, x);
+  const Arriving given(call, dy, dh_n, dc_n);
+  STD_TORCH_CHECK(call.has_cell_state() || (!dc_n.has_value() && !needed.at(kC0)), call.op,
+                  ": cell ", call.cell.name,
                   " has no cell state, whose gradient was given or asked for");
 
   const bool forwards = false;
@@ -304,32 +344,19 @@ std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor 
   const Tensor x_dense = dense(x);
   Products products(dtype_of(call.op, call.dtype));
   Gradients made(call, needed);
+  MaybeTensor above = given.dy;
+  const std::vector<int64_t> gates{call.steps, call.batch, call.rows()};
   for (int64_t l = call.layers - 1; l >= 0; --l) {
     const Kept own(call, l, y, kept);
     const Tensor input = l == 0 ? x_dense : Kept(call, l - 1, y, kept).y;
     const int64_t width = l == 0 ? call.inputs : call.hidden;
     const Weights w = call.weights_of(l, width);
-    Tensor dgates_x = make({call.steps, call.batch, call.rows()}, call.dtype);
-    Tensor dgates_h =
-        cell.shared_gates ? dgates_x : make({call.steps, call.batch, call.rows()}, call.dtype);
-    BackwardParams p{};
-    p.sizes = call.sizes(0);
-    p.in.w_hh = w.w_hh;
-    p.in.h0 = state_of(call.h0, l);
-    p.in.c0 = call.has_cell_state() ? state_of(call.c0, l) : nullptr;
-    p.in.reverse = &forwards;
-    p.dy = data(above);
-    p.dh_n = last_h.has_value() ? state_of(*last_h, l) : nullptr;
-    p.dc_n = last_c.has_value() ? state_of(*last_c, l) : nullptr;
-    p.y = data(own.y);
-    if (cell.saved > 0) {
-      const int64_t row = cell.saved * call.hidden;
-      p.saved = data(own.saved);
-      p.saved_strides = {call.batch * row, row, row};
-    }
-    p.cells = call.has_cell_state() ? data(own.cells) : nullptr;
+    const bool shared = call.cell.shared_gates;
+    Tensor dgates_x = make(gates, call.dtype);
+    Tensor dgates_h = shared ? dgates_x : make(gates, call.dtype);
+    BackwardParams p = backward_params(call, l, own, w, above, given, &forwards);
     p.dgates_x = dgates_x.mutable_data_ptr();
-    p.dgates_h = cell.shared_gates ? nullptr : dgates_h.mutable_data_ptr();
+    p.dgates_h = shared ? nullptr : dgates_h.mutable_data_ptr();
     p.dh0 = made.state(kH0, l);
     p.dc0 = made.state(kC0, l);
     Tensor scratch = scratch_memory(k.backward_scratch(p, pool.count));
@@ -341,7 +368,7 @@ std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor 
         data(dgates_h), &forwards};
     void* dx = nullptr;
     if (l > 0) {
-      above = make(shape, call.dtype);
+      above = make(call.steps_of(call.hidden), call.dtype);
       dx = above->mutable_data_ptr();
     } else {
       dx = made.output(kX, call.steps_of(call.inputs));

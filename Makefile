@@ -39,6 +39,7 @@ test: lint build simulator  ## lint, then the suite; GPU kernels without a GPU r
 	TRITON_INTERPRET=1 BPTT_SIMULATOR=$(SIMULATOR) \
 		$(BIN)/python -m pytest -q $(WORKERS) $(CASES) tests/kernels tests/simulated
 
+test-all: export BPTT_EVERY_SET = 1
 test-all: CASES = --all  ## every case of every test, kernels under sanitizers too: three quarters of an hour
 test-all: test
 

@@ -16,6 +16,7 @@ whose inputs, headers included, have changed. Environment:
     MAX_JOBS         commands at a time (default: the cores this process may use)
     CXX              the compiler (default: c++)
     BPTT_DEV         1: fail rather than leave bptt._dev out of an in-place build; 0: leave it out
+    BPTT_EVERY_SET   1: in place every instruction set of this processor, not two of them
     BPTT_NO_CUDA     1: leave the CUDA kernels out even where there is an nvcc
     BPTT_CUDA_ARCHS  architectures, as in "80;90a;120;120-virtual" (-virtual: PTX, for later GPUs);
                      by default all that a wheel has, and in place 90a and those of the GPUs here
@@ -263,13 +264,20 @@ class NinjaFile:
 
 
 def instruction_sets(in_place: bool) -> dict[str, list[str]]:
-    """The instruction sets to compile for, and their flags; in place those of this processor."""
+    """The instruction sets to compile for, and their flags, the best one last.
+
+    In place the best that this processor has and, for tests, the one with the shortest vectors;
+    with BPTT_EVERY_SET=1 those between them, too.
+    """
     info = Path("/proc/cpuinfo")
     if not in_place or not info.is_file():
         return INSTRUCTION_SETS
     lines = (line for line in info.read_text(encoding="utf-8").splitlines() if "flags" in line)
     here = set(next(lines, "").split())
-    return {name: f for name, f in INSTRUCTION_SETS.items() if CPU_FLAGS.get(name, set()) <= here}
+    found = [name for name in INSTRUCTION_SETS if CPU_FLAGS.get(name, set()) <= here]
+    if os.environ.get("BPTT_EVERY_SET") != "1":
+        found = sorted({found[0], found[-1]}, key=found.index)
+    return {name: INSTRUCTION_SETS[name] for name in found}
 
 
 def add_engine(file: NinjaFile, in_place: bool) -> list[Path]:

@@ -22,7 +22,7 @@ from bptt.recurrence import reference
 from bptt.recurrence.cells import CELLS
 from bptt.recurrence.gradients import Config, LoopInputs, forward_op, loop_gradients
 
-CASES = 800  # per test, a few seconds
+CASES = 500  # per test, a few seconds
 # Cells that `short_gradients` takes.
 ONE_PRODUCT = [name for name, c in CELLS.items() if c.stages == 1 and not c.unit_weights]
 EXCEPTIONS = (RuntimeError, ValueError, TypeError)  # NotImplementedError is a RuntimeError

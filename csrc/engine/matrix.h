@@ -16,8 +16,8 @@ class MatrixTask {
   static constexpr int kLanes = V::kLanes;
   static constexpr int64_t kDepth = 384;   // of a block; a panel of B and a tile of A stay near
   static constexpr int64_t kHeight = 256;  // rows of A in a block
-  static constexpr int64_t kAhead = 8;
-  static constexpr int64_t kFewRows = 8;  // too few to pack B for
+  static constexpr int64_t kFewRows = 8;   // too few to pack B for
+  static constexpr int64_t kStreamedBytes = 4 << 20;
   static constexpr int64_t kShallow = 8;  // a depth that is no work for tiles
   // A block of A that comes transposed is copied, as its columns may lie on a page each. An odd
   // number of cache lines between them spreads them over all sets of the cache.
@@ -47,11 +47,27 @@ class MatrixTask {
         rows_(cut(p_.rows, grid.rows, index / grid.columns)),
         columns_(cut_panels(p_.columns, grid.columns, index % grid.columns)),
         height_(height_of(rows_)),
+        streams_(streams(params)),
         m_(task_scratch(params, grid, index, scratch)) {}
 
   void run() const {
     if (columns_.begin == columns_.end) return;
-    if (p_.depth <= kShallow && p_.mask == nullptr) return run_shallow();
+    if (p_.depth <= kShallow && p_.mask == nullptr) {
+      run_shallow();
+    } else {
+      run_blocks();
+    }
+    if (streams_) streamed();
+  }
+
+  static int64_t scratch_bytes(const MatrixParams& params, const MatrixGrid& grid) {
+    Arena arena(nullptr);
+    for (int k = 0; k < grid.tasks(); ++k) take_scratch(arena, params, grid, k);
+    return arena.used();
+  }
+
+ private:
+  void run_blocks() const {
     // At least once: a product of no depth is zero.
     for (int64_t k = 0; k == 0 || k < p_.depth; k += kDepth) {
       const int64_t depth = k + kDepth < p_.depth ? kDepth : p_.depth - k;
@@ -79,19 +95,19 @@ class MatrixTask {
     }
   }
 
-  static int64_t scratch_bytes(const MatrixParams& params, const MatrixGrid& grid) {
-    Arena arena(nullptr);
-    for (int k = 0; k < grid.tasks(); ++k) take_scratch(arena, params, grid, k);
-    return arena.used();
-  }
-
- private:
   static bool transposed(const MatrixParams& p) { return p.a_depth_stride != 1; }
   // Whether B is packed a panel at a time, as one block of A's rows is all there is.
   static bool by_panel(const MatrixParams& p) { return p.rows <= kHeight / 2 && p.mask == nullptr; }
   // Whether B is read as it lies.
   static bool lies(const MatrixParams& p) {
     return by_panel(p) && p.rows <= kFewRows && !transposed(p);
+  }
+  // Whether the result is written past the caches: it is large, and written once. A strip of it for
+  // each panel would have every line read before.
+  static bool streams(const MatrixParams& p) {
+    const int64_t row = p.columns * static_cast<int64_t>(sizeof(T));
+    return p.depth <= kLongestChain && p.start == nullptr && p.rows * row >= kStreamedBytes &&
+           row % kVectorBytes == 0 && reinterpret_cast<uintptr_t>(p.out) % kVectorBytes == 0;
   }
   // Of how many of the columns there is a copy at a time.
   static int64_t packed_units(const MatrixParams& p, int64_t columns) {
@@ -126,7 +142,11 @@ class MatrixTask {
         }
         return start == nullptr ? sum : load(start + c, count...) + sum;
       };
-      for (int64_t c = columns_.begin; c < whole; c += kLanes) store(out + c, sum_at(c));
+      if (streams_) {
+        for (int64_t c = columns_.begin; c < whole; c += kLanes) stream(out + c, sum_at(c));
+      } else {
+        for (int64_t c = columns_.begin; c < whole; c += kLanes) store(out + c, sum_at(c));
+      }
       const int rest = static_cast<int>(columns_.end - whole);
       if (rest > 0) store(out + whole, sum_at(whole, rest), rest);
     }
@@ -224,7 +244,7 @@ class MatrixTask {
         b, p, a, stride, rows.end - rows.begin,
         [&](int64_t, int64_t row) {
           const int64_t at = (rows.begin + row) * p_.columns + column;
-          return Target<T>{before(k, at), static_cast<T*>(p_.out) + at, p_.columns};
+          return Target<T>{before(k, at), static_cast<T*>(p_.out) + at, p_.columns, streams_};
         },
         [](int64_t, int64_t, int) {});
   }
@@ -257,6 +277,7 @@ class MatrixTask {
   const MatrixParams p_;
   const Range rows_, columns_;
   const int64_t height_;
+  const bool streams_;
   const Scratch m_;
 };
 

@@ -9,8 +9,12 @@ constexpr double kFlopsPerUnitSlice = 3.2e4;     // one step: meeting at a barri
 constexpr int64_t kRowsPerSlice = 6;             // fewer rows leave the product's tile half empty
 constexpr double kPrivateWeightBytes = 1 << 20;  // weights every core can keep in its own cache
 constexpr int64_t kStepsOfRowSlices = 4;
-constexpr int64_t kManyRows =
-    128;  // so many that each worker may stream all the weights for its own
+constexpr int64_t kManyRows = 128;  // of a worker, which may stream all the weights for them
+
+// A product of little depth is mostly a result. Tasks that have whole rows of it do not meet at the
+// same pages, which may be new.
+constexpr int64_t kLittleDepth = 128;
+constexpr int64_t kRowsOfTask = 64;
 
 // Nanoseconds for each byte of weights, by how much of them there is: of packing them beforehand;
 // beside a product with packed ones, of packing a panel for a product, and of dot products with
@@ -98,6 +102,7 @@ Lying plan_columns(int64_t bytes, int64_t products, int64_t batch) {
 MatrixGrid plan_matrix(const MatrixParams& p, int threads) {
   const double m = static_cast<double>(p.rows), n = static_cast<double>(p.columns);
   threads = clamp(2.0 * m * n * static_cast<double>(p.depth) / kFlopsPerTeamMember, threads);
+  if (p.depth <= kLittleDepth && p.rows >= kRowsOfTask * threads) return {threads, 1};
   MatrixGrid best{1, threads};  // where equal: a part of the columns takes less scratch than rows
   for (int rows = 2; rows <= threads; ++rows) {
     const MatrixGrid grid{rows, threads / rows};

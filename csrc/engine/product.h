@@ -24,6 +24,8 @@ constexpr int kMostRows = 8;
 // The rounding error of a chain grows with the root of its length; another one costs a tile's
 // addition in memory.
 constexpr int64_t kLongestChain = 128;
+// Rows of a matrix whose columns are read, and which may lie on a page each.
+constexpr int64_t kAhead = 16;
 constexpr int kTiles = 6;  // that share what they read of a panel
 
 // Rows per tile: as many accumulators as the registers hold beside one row of weights.
@@ -150,9 +152,11 @@ void pack_columns(const Packed<T>& to, const S* source, int64_t stride, int64_t 
   T* out = to.panel(p);
   const int vectors = to.blocks_in(p);
   for (int64_t k = 0; k < to.depth; ++k) {
+    const S* const ahead = source + (k + kAhead < to.depth ? k + kAhead : k) * stride;
     for (int v = 0; v < vectors; ++v) {
       const int64_t first = (p * to.panel_blocks + v) * lanes;
       const int64_t left = to.units - first;
+      __builtin_prefetch(ahead + first);
       store(out + (k * vectors + v) * lanes,
             load(source + k * stride + first, left < lanes ? static_cast<int>(left) : lanes));
     }
@@ -188,13 +192,21 @@ struct TileSums {
   // Leaves them in rows that are `stride` elements apart, with what such rows from `base` on hold
   // added to them, if that is not null.
   BPTT_INLINE void leave(const T* base, T* out, int64_t stride) const {
+    each(stride, [&](int64_t at, Vec<T> value) {
+      store(out + at, base == nullptr ? value : load(base + at) + value);
+    });
+  }
+  BPTT_INLINE void stream(T* out, int64_t stride) const {
+    each(stride, [&](int64_t at, Vec<T> value) { bptt::stream(out + at, value); });
+  }
+
+ private:
+  template <class Body>
+  BPTT_INLINE void each(int64_t stride, Body body) const {
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) {
-        const int64_t at = r * stride + v * Vec<T>::kLanes;
-        store(out + at, base == nullptr ? sum[r][v] : load(base + at) + sum[r][v]);
-      }
+      for (int v = 0; v < kVectors; ++v) body(r * stride + v * Vec<T>::kLanes, sum[r][v]);
     }
   }
 };
@@ -205,6 +217,7 @@ struct Target {
   const T* base;
   T* out;
   int64_t stride;
+  bool streams = false;  // one chain without a base, past the caches
 };
 
 // Adds the chain of a tile over [begin, end) of the depth.
@@ -226,6 +239,7 @@ void multiply_tile(const T* rows, int64_t stride, const T* panel, int64_t begin,
                weights);
     }
   }
+  if (place.streams) return sums.stream(place.out, place.stride);
   sums.leave(begin == 0 ? place.base : place.out, place.out, place.stride);
 }
 
@@ -325,7 +339,6 @@ BPTT_INLINE void multiply_columns(const S* columns, int64_t by, int64_t begin, i
                                   int64_t out_stride) {
   using V = Vec<T>;
   constexpr int lanes = V::kLanes;
-  constexpr int64_t kAhead = 16;  // rows of the matrix, which may lie on a page each
   TileSums<T, kVectors, kRows> sums;
   for (int64_t k = begin; k < end; ++k) {
     const S* const from = columns + k * by;

@@ -4,7 +4,7 @@
 // internal linkage, or the linker might pick the AVX-512 copy of a function for an older machine.
 #pragma once
 
-#if defined(__AVX2__)
+#if defined(__x86_64__)
 // GCC 12 warns about its own header wherever that is inlined.
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
@@ -89,6 +89,31 @@ BPTT_INLINE Vec<T> load(const T* p) {
 template <class T>
 BPTT_INLINE void store(T* p, Vec<T> v) {
   memcpy(p, &v.raw, sizeof(v.raw));
+}
+
+// To memory that nobody reads soon, past the caches, from an address that is a multiple of the
+// vector's size. `streamed` comes before anyone may read it.
+template <class T>
+BPTT_INLINE void stream(T* p, Vec<T> v) {
+#if defined(__x86_64__)
+  using Integers = long long __attribute__((vector_size(kVectorBytes)));
+  Integers bits;
+  memcpy(&bits, &v.raw, sizeof(bits));
+#if defined(__AVX512F__)
+  _mm512_stream_si512(reinterpret_cast<__m512i*>(p), __m512i(bits));
+#elif defined(__AVX2__)
+  _mm256_stream_si256(reinterpret_cast<__m256i*>(p), __m256i(bits));
+#else
+  _mm_stream_si128(reinterpret_cast<__m128i*>(p), __m128i(bits));
+#endif
+#else
+  store(p, v);
+#endif
+}
+inline void streamed() {
+#if defined(__x86_64__)
+  _mm_sfence();
+#endif
 }
 
 struct BFloat16 {

@@ -53,43 +53,47 @@ class BackwardLoop {
     T* dproduct;
     T* output;
     int64_t state_stride, unit_stride, gates_stride;
+    // There is memory for the rows of a block of each slice of the batch; B above is all of these.
+    int64_t slice_rows, rows;
 
     Scratch(Arena& arena, const BackwardParams& p, int slices, int row_slices)
         : lying(plan_columns(kGates * p.sizes.hidden * p.sizes.state * sizeof(S), products(p),
                              p.sizes.batch)),
           state_stride(row_distance<T>(p.sizes.state)),
           unit_stride(row_distance<T>(p.sizes.hidden)),
-          gates_stride(row_distance<T>(kGates * p.sizes.hidden)) {
+          gates_stride(row_distance<T>(kGates * p.sizes.hidden)),
+          slice_rows(rows_of_slice(p.sizes.batch, row_slices, gates_stride * sizeof(T))),
+          rows(row_slices * slice_rows) {
       const Sizes& s = p.sizes;
       const auto columns = [&](int64_t units, int64_t depth) {
         const int panels = lying.state_by_panel ? slices * row_slices : 0;
         return make_columns<S, T>(arena, units, depth, slices, lying.lies, panels);
       };
       first = columns(s.state, Cell::kStages == 0 ? 0 : kFirstGates * s.hidden);
-      const int64_t handed = Cell::kStages == 0 ? 0 : s.batch * gates_stride;
+      const int64_t handed = Cell::kStages == 0 ? 0 : rows * gates_stride;
       dgates[0] = arena.take<T>(handed);
       dgates[1] = arena.take<T>(handed);
-      dhidden = arena.take<T>(s.batch * state_stride);
-      dcell = arena.take<T>(s.batch * kCells * unit_stride);
+      dhidden = arena.take<T>(rows * state_stride);
+      dcell = arena.take<T>(rows * kCells * unit_stride);
       if (Cell::kStages == 2) second = columns(s.hidden, s.hidden);
       const bool projected = p.in.w_hr != nullptr;
       if (projected) projection = columns(s.hidden, s.state);
-      dprojected = arena.take<T>(projected ? s.batch * state_stride : 0);
+      dprojected = arena.take<T>(projected ? rows * state_stride : 0);
       const bptt::Control& control = p.in.control;
-      dwhole = arena.take<T>(control.gradient_norm > 0 ? s.batch * state_stride : 0);
-      kept = arena.take<T>(control.recurrent_dropout > 0 ? s.batch * state_stride : 0);
-      const int64_t rows = kNormal ? row_slices * unit_stride : 0;
-      product = arena.take<T>(rows * kGates);
-      dproduct = arena.take<T>(rows * kGates);
-      output = arena.take<T>(rows * 3);
+      dwhole = arena.take<T>(control.gradient_norm > 0 ? rows * state_stride : 0);
+      kept = arena.take<T>(control.recurrent_dropout > 0 ? rows * state_stride : 0);
+      const int64_t normal = kNormal ? row_slices * unit_stride : 0;
+      product = arena.take<T>(normal * kGates);
+      dproduct = arena.take<T>(normal * kGates);
+      output = arena.take<T>(normal * 3);
     }
 
-    // Puts what there is of a row where that of `rows` rows before was: a block of rows finds the
-    // memory of the one before it, which is near.
-    void move(int64_t rows) {
-      for (T*& gradients : dgates) gradients -= rows * gates_stride;
-      for (T** states : {&dhidden, &dprojected, &dwhole, &kept}) *states -= rows * state_stride;
-      dcell -= rows * kCells * unit_stride;
+    // Lets what there is of row `first` be where that of the first row of slice `slice` is.
+    void begin_at(int64_t first, int slice) {
+      const int64_t by = first - slice * slice_rows;
+      for (T*& gradients : dgates) gradients -= by * gates_stride;
+      for (T** states : {&dhidden, &dprojected, &dwhole, &kept}) *states -= by * state_stride;
+      dcell -= by * kCells * unit_stride;
     }
   };
 
@@ -107,15 +111,16 @@ class BackwardLoop {
     d_ = d;
     pack();
     const Range rows = part_.rows;
+    const Scratch scratch = m_;
     for_row_blocks(rows, m_.gates_stride * sizeof(T), [&](Range block, bool first) {
-      m_.move(block.begin - part_.rows.begin);
       part_.rows = block;
+      m_.begin_at(block.begin, part_.row_slice);
       start();
       first ? part_.meet_lane() : part_.meet_slice();
       steps();
       finish();
+      m_ = scratch;
     });
-    m_.move(rows.begin - part_.rows.begin);
     part_.rows = rows;
   }
 

@@ -75,6 +75,8 @@ class ForwardLoop {
     T* product;  // [B, G, H]
     T* row;      // [B, A + 1, H]: what the cell saves, and its cell state
     int64_t state_stride, unit_stride, input_stride;
+    // There is memory for the rows of a block of each slice of the batch; B above is all of these.
+    int64_t slice_rows, rows;
 
     Scratch(Arena& arena, const ForwardParams& p, int slices, int row_slices)
         : lying(lying_of(p.sizes)),
@@ -82,7 +84,9 @@ class ForwardLoop {
           chunk(0),
           state_stride(row_distance<T>(joined + round_up(p.sizes.state, kLanes))),
           unit_stride(row_distance<T>(p.sizes.hidden)),
-          input_stride(row_distance<T>(p.sizes.inputs)) {
+          input_stride(row_distance<T>(p.sizes.inputs)),
+          slice_rows(rows_of_slice(p.sizes.batch, row_slices, state_stride * sizeof(T))),
+          rows(row_slices * slice_rows) {
       const Sizes& s = p.sizes;
       const auto weights = [&](int64_t units, int gates, int64_t depth, bool by_panel) {
         const int panels = by_panel ? slices * row_slices : 0;
@@ -92,40 +96,40 @@ class ForwardLoop {
         const int64_t enough = kProjectedRows * row_slices / (s.batch + 1) + 1;
         chunk = enough < s.steps ? enough : s.steps;
         input = weights(s.hidden, kGates, s.inputs, lying.input_by_panel);
-        x = arena.take<T>(chunk * s.batch * input_stride);
-        gates = arena.take<S>(saves_gates(p) ? 0 : chunk * s.batch * kGates * s.hidden);
+        x = arena.take<T>(chunk * rows * input_stride);
+        gates = arena.take<S>(saves_gates(p) ? 0 : chunk * rows * kGates * s.hidden);
       }
       const int64_t depth = Cell::kStages == 0 ? joined : joined + s.state;
       first = weights(s.hidden, kFirstGates, depth, lying.state_by_panel);
-      hidden[0] = arena.take<T>(s.batch * state_stride);
-      hidden[1] = arena.take<T>(s.batch * state_stride);
-      cell = arena.take<T>(s.batch * kCells * unit_stride);
+      hidden[0] = arena.take<T>(rows * state_stride);
+      hidden[1] = arena.take<T>(rows * state_stride);
+      cell = arena.take<T>(rows * kCells * unit_stride);
       if (Cell::kStages == 2) {
         second = weights(s.hidden, 1, s.hidden, lying.state_by_panel);
       }
-      partial = arena.take<T>(Cell::kStages == 2 ? s.batch * Cell::kSaved * unit_stride : 0);
+      partial = arena.take<T>(Cell::kStages == 2 ? rows * Cell::kSaved * unit_stride : 0);
       const bool projected = p.in.w_hr != nullptr;
       if (projected) {
         projection = weights(s.state, 1, s.hidden, lying.state_by_panel);
       }
-      operand = arena.take<T>(projected || Cell::kStages == 2 ? s.batch * unit_stride : 0);
-      plain = arena.take<T>(p.in.control.recurrent_dropout > 0 ? s.batch * state_stride : 0);
-      kept = arena.take<T>(p.in.control.recurrent_dropout > 0 ? s.batch * state_stride : 0);
-      product = arena.take<T>(kNormal ? s.batch * kGates * unit_stride : 0);
-      row = arena.take<T>(kNormal ? s.batch * (Cell::kSaved + 1) * unit_stride : 0);
+      operand = arena.take<T>(projected || Cell::kStages == 2 ? rows * unit_stride : 0);
+      plain = arena.take<T>(p.in.control.recurrent_dropout > 0 ? rows * state_stride : 0);
+      kept = arena.take<T>(p.in.control.recurrent_dropout > 0 ? rows * state_stride : 0);
+      product = arena.take<T>(kNormal ? rows * kGates * unit_stride : 0);
+      row = arena.take<T>(kNormal ? rows * (Cell::kSaved + 1) * unit_stride : 0);
     }
 
-    // Puts what there is of a row where that of `rows` rows before was: a block of rows finds the
-    // memory of the one before it, which is near.
-    void move(const Sizes& s, int64_t rows) {
-      for (T** states : {&hidden[0], &hidden[1], &plain, &kept}) *states -= rows * state_stride;
-      cell -= rows * kCells * unit_stride;
-      operand -= rows * unit_stride;
-      partial -= rows * Cell::kSaved * unit_stride;
-      product -= rows * kGates * unit_stride;
-      row -= rows * (Cell::kSaved + 1) * unit_stride;
-      x -= rows * chunk * input_stride;
-      gates -= rows * kGates * s.hidden;
+    // Lets what there is of row `first` be where that of the first row of slice `slice` is.
+    void begin_at(int64_t first, int slice, const Sizes& s) {
+      const int64_t by = first - slice * slice_rows;
+      for (T** states : {&hidden[0], &hidden[1], &plain, &kept}) *states -= by * state_stride;
+      cell -= by * kCells * unit_stride;
+      operand -= by * unit_stride;
+      partial -= by * Cell::kSaved * unit_stride;
+      product -= by * kGates * unit_stride;
+      row -= by * (Cell::kSaved + 1) * unit_stride;
+      x -= by * chunk * input_stride;
+      gates -= by * kGates * s.hidden;
     }
   };
 
@@ -143,15 +147,16 @@ class ForwardLoop {
     d_ = d;
     pack();
     const Range rows = part_.rows;
+    const Scratch scratch = m_;
     for_row_blocks(rows, m_.state_stride * sizeof(T), [&](Range block, bool first) {
-      m_.move(s_, block.begin - part_.rows.begin);
       part_.rows = block;
+      m_.begin_at(block.begin, part_.row_slice, s_);
       start();
       first ? part_.meet_lane() : part_.meet_slice();
       steps();
       finish();
+      m_ = scratch;
     });
-    m_.move(s_, rows.begin - part_.rows.begin);
     part_.rows = rows;
   }
 
@@ -328,7 +333,7 @@ class ForwardLoop {
       const Strides& by = p_.saved_strides;
       return static_cast<S*>(p_.saved) + t * by.step + b * by.row + d_ * by.direction;
     }
-    return m_.gates + (s % m_.chunk * s_.batch + b) * kGates * s_.hidden;
+    return m_.gates + (s % m_.chunk * m_.rows + b) * kGates * s_.hidden;
   }
 
   // Copies features [begin, end) of one row of the input of step s.

@@ -211,12 +211,20 @@ BPTT_INLINE void multiply(const Packed<T>& weights, const Part& part, Range rang
 constexpr int64_t kBlockBytes = 512 << 10;
 constexpr int64_t kBlockRows = 256;
 
-// Calls body(block, whether it is the first) for the blocks of `rows`, each of which takes `bytes`
-// in a product; at least once.
+// Of `count` rows, each of which takes `bytes` in a product, the most in a block.
+inline int64_t rows_of_block(int64_t count, int64_t bytes) {
+  const int64_t near = kBlockBytes / bytes, most = near > kBlockRows ? near : kBlockRows;
+  return count < most ? count : most;
+}
+// Of all rows of a batch, the most that a worker of `slices` has in a block.
+inline int64_t rows_of_slice(int64_t batch, int slices, int64_t bytes) {
+  return rows_of_block((batch + slices - 1) / slices, bytes);
+}
+
+// Calls body(block, whether it is the first) for the blocks of `rows`; at least once.
 template <class Body>
 void for_row_blocks(Range rows, int64_t bytes, Body body) {
-  const int64_t near = kBlockBytes / bytes, most = near > kBlockRows ? near : kBlockRows;
-  const int64_t count = rows.end - rows.begin;
+  const int64_t count = rows.end - rows.begin, most = rows_of_block(count, bytes);
   const int blocks = static_cast<int>(count > most ? (count + most - 1) / most : 1);
   for (int k = 0; k < blocks; ++k) {
     const Range block = cut(count, blocks, k);

@@ -314,6 +314,13 @@ def test_large_batches_are_cut_between_rows():
     assert _dev.plan("lstm", False, [1, 256, 1, 512, 512], 16, 2) == (1, 2, 1)
 
 
+def test_a_call_waits_for_its_team_as_long_as_that_is_worth():
+    """From the time a thread takes to wake to a turn of the scheduler, as the work is."""
+    times = [_dev.patience([1, batch, 1, 256, 256], 4) for batch in (1, 100, 1000, 100_000)]
+    assert times == sorted(times)
+    assert times[0] == 200 and 1000 < times[2] < 10_000 and times[-1] == 5000
+
+
 MEGABYTE = 1 << 20
 sizes_of_weights = st.integers(1, 100 * MEGABYTE)
 rows_of_calls = st.integers(1, 500)

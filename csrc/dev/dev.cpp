@@ -322,7 +322,7 @@ std::pair<std::vector<int>, std::vector<int>> run_meeting(const std::string& poo
   Meeting meeting(wanted, rounds);
   {
     const py::gil_scoped_release release;
-    run_team({wanted, loop}, wanted, meet, &meeting);
+    run_team({wanted, loop}, wanted, 200, meet, &meeting);
   }
   return {{meeting.workers.begin(), meeting.workers.end()},
           {meeting.failures.begin(), meeting.failures.end()}};
@@ -384,6 +384,11 @@ PYBIND11_MODULE(_dev, m) {
                     const std::vector<int>&>(),
            py::arg("cell"), py::arg("number"), py::arg("sizes"), py::arg("projected"),
            py::arg("backward"), py::arg("device"));
+  m.def("patience", [](const std::vector<int64_t>& s, int gates) {
+    return plan_patience(
+        {Dtype::kFloat32, CellKind::kLstm, s.at(0), s.at(1), s.at(2), s.at(3), s.at(3), s.at(4)},
+        gates);
+  });
   m.def("forward_scratch", &forward_scratch, py::arg("cell"), py::arg("sizes"), py::arg("threads"));
   m.def("plan_gpu", &gpu_plan, py::arg("question"));
   m.def("plan_tier", &gpu_plan_of_tier, py::arg("question"), py::arg("tier"));

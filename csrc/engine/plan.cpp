@@ -9,6 +9,8 @@ constexpr double kFlopsPerUnitSlice = 3.2e4;     // one step: meeting at a barri
 constexpr int64_t kRowsPerSlice = 6;             // fewer rows leave the product's tile half empty
 constexpr double kPrivateWeightBytes = 1 << 20;  // weights every core can keep in its own cache
 constexpr int64_t kStepsOfRowSlices = 4;
+constexpr double kFlopsPerMicrosecond = 1e5;               // of a worker
+constexpr int kLeastPatience = 200, kMostPatience = 5000;  // a wakeup; a turn of the scheduler
 constexpr int64_t kManyRows = 128;  // of a worker, which may stream all the weights for them
 
 // A product of little depth is mostly a result. Tasks that have whole rows of it do not meet at the
@@ -76,6 +78,13 @@ Plan plan_cpu(const Sizes& s, int gates, int vector, int threads, bool whole_row
     plan.row_slices = clamp(static_cast<double>(by_rows), left / by_units);
   }
   return plan;
+}
+
+int64_t plan_patience(const Sizes& s, int gates) {
+  const double depth = static_cast<double>(s.state + s.inputs);
+  const double flops = 2.0 * gates * s.hidden * depth * s.steps * s.batch * s.directions;
+  const double alone = flops / kFlopsPerMicrosecond;
+  return clamp(alone / 2 < kLeastPatience ? kLeastPatience : alone / 2, kMostPatience);
 }
 
 Lying plan_lying(int64_t bytes, int64_t steps, int64_t batch, bool has_input) {

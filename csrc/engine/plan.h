@@ -21,6 +21,10 @@ struct Plan {
 // With `whole_rows` a worker has all units of its rows.
 Plan plan_cpu(const Sizes& sizes, int gates, int vector, int threads, bool whole_rows = false);
 
+// For how many microseconds a call waits for the other workers of its team: half the time it would
+// take alone. A thread that sleeps takes longer to come than a short call takes.
+int64_t plan_patience(const Sizes& sizes, int gates);
+
 // What a call does with its weights: pack them all beforehand, or leave them as they lie, and then
 // pack a panel for each product of a step, or take dot products.
 struct Lying {

@@ -7,7 +7,6 @@ namespace {
 
 // About 30 us: longer than any wait for a member that runs, shorter than a turn of the scheduler.
 constexpr int kSpinsBeforeSleep = 2000;
-constexpr auto kFormationLimit = std::chrono::microseconds(200);
 constexpr int kClosed = 1 << 20;
 
 void pause() {
@@ -33,6 +32,7 @@ void change(std::atomic<int>& value, int to) {
 
 struct Formation {
   int wanted;
+  std::chrono::microseconds patience;
   void (*work)(int, int, void*);
   void* context;
   std::atomic<int> joined{0};
@@ -41,7 +41,7 @@ struct Formation {
 
   // The first worker waits for the others, but not for long: a busy pool may never send them.
   void close() {
-    const auto limit = std::chrono::steady_clock::now() + kFormationLimit;
+    const auto limit = std::chrono::steady_clock::now() + patience;
     for (int spins = 1; covered.load(std::memory_order_acquire) < wanted; ++spins) {
       pause();
       if (spins % 64 == 0 && std::chrono::steady_clock::now() > limit) break;
@@ -72,12 +72,13 @@ void Barrier::wait(int members) {
   wait_for_change(phase_, phase);
 }
 
-void run_team(const ThreadPool& pool, int wanted, void (*work)(int, int, void*), void* context) {
+void run_team(const ThreadPool& pool, int wanted, int64_t patience, void (*work)(int, int, void*),
+              void* context) {
   if (wanted <= 1) {
     work(0, 1, context);
     return;
   }
-  Formation formation{wanted, work, context};
+  Formation formation{wanted, std::chrono::microseconds(patience), work, context};
   pool.parallel_for(
       wanted,
       [](int64_t begin, int64_t end, void* self) {

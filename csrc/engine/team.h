@@ -28,7 +28,9 @@ class Barrier {
   alignas(64) std::atomic<int> phase_{0};
 };
 
-// Calls work(worker, workers, context) once on every member, with worker in [0, workers).
-void run_team(const ThreadPool& pool, int wanted, void (*work)(int, int, void*), void* context);
+// Calls work(worker, workers, context) once on every member, with worker in [0, workers). The first
+// one waits up to `patience` microseconds for the others.
+void run_team(const ThreadPool& pool, int wanted, int64_t patience, void (*work)(int, int, void*),
+              void* context);
 
 }  // namespace bptt

@@ -251,7 +251,7 @@ void run_on_team(const Params& params, const ThreadPool& pool, void* scratch) {
   Barrier* barriers = static_cast<Barrier*>(scratch);
   for (int k = 0; k < 2 * pool.count; ++k) new (barriers + k) Barrier;
   run_team(
-      pool, most.workers(),
+      pool, most.workers(), plan_patience(params.sizes, Loop::kGates),
       [](int worker, int workers, void* context) {
         const Job& job = *static_cast<Job*>(context);
         const Sizes& sizes = job.params->sizes;

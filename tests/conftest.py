@@ -47,10 +47,10 @@ def pytest_report_header(config):
     return f"bptt: BPTT_TEST_SEED={SEED}, {THREADS} threads, torch {torch.__version__}"
 
 
-# A run of whole folders takes so many cases of a test, or a twelfth of them if that is more, chosen
-# by their names: the others ask the same question. `--all`, which `make test-all` gives, takes
-# every one, and so does a run of files or of `-k`.
-CASES, PART = 3, 12
+# A run of whole folders takes so many cases of a test, or a sixteenth of them if that is more,
+# chosen by their names: the others ask the same question. `--all`, which `make test-all` gives,
+# takes every one, and so does a run of files or of `-k`.
+CASES, PART = 2, 16
 
 
 def pytest_addoption(parser):

@@ -110,18 +110,12 @@ class BackwardLoop {
   void direction(int64_t d) {
     d_ = d;
     pack();
-    const Range rows = part_.rows;
-    const Scratch scratch = m_;
-    for_row_blocks(rows, m_.gates_stride * sizeof(T), [&](Range block, bool first) {
-      part_.rows = block;
-      m_.begin_at(block.begin, part_.row_slice);
-      start();
-      first ? part_.meet_lane() : part_.meet_slice();
-      steps();
-      finish();
-      m_ = scratch;
-    });
-    part_.rows = rows;
+    for_row_blocks(
+        part_, m_, m_.gates_stride * sizeof(T), [&] { start(); },
+        [&] {
+          steps();
+          finish();
+        });
   }
 
  private:

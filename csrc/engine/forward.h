@@ -74,7 +74,7 @@ class ForwardLoop {
     // Of normalised cells.
     T* product;  // [B, G, H]
     T* row;      // [B, A + 1, H]: what the cell saves, and its cell state
-    int64_t state_stride, unit_stride, input_stride;
+    int64_t state_stride, unit_stride, input_stride, gates_stride;
     // There is memory for the rows of a block of each slice of the batch; B above is all of these.
     int64_t slice_rows, rows;
 
@@ -85,6 +85,7 @@ class ForwardLoop {
           state_stride(row_distance<T>(joined + round_up(p.sizes.state, kLanes))),
           unit_stride(row_distance<T>(p.sizes.hidden)),
           input_stride(row_distance<T>(p.sizes.inputs)),
+          gates_stride(kGates * p.sizes.hidden),
           slice_rows(rows_of_slice(p.sizes.batch, row_slices, state_stride * sizeof(T))),
           rows(row_slices * slice_rows) {
       const Sizes& s = p.sizes;
@@ -97,7 +98,7 @@ class ForwardLoop {
         chunk = enough < s.steps ? enough : s.steps;
         input = weights(s.hidden, kGates, s.inputs, lying.input_by_panel);
         x = arena.take<T>(chunk * rows * input_stride);
-        gates = arena.take<S>(saves_gates(p) ? 0 : chunk * rows * kGates * s.hidden);
+        gates = arena.take<S>(saves_gates(p) ? 0 : chunk * rows * gates_stride);
       }
       const int64_t depth = Cell::kStages == 0 ? joined : joined + s.state;
       first = weights(s.hidden, kFirstGates, depth, lying.state_by_panel);
@@ -120,7 +121,7 @@ class ForwardLoop {
     }
 
     // Lets what there is of row `first` be where that of the first row of slice `slice` is.
-    void begin_at(int64_t first, int slice, const Sizes& s) {
+    void begin_at(int64_t first, int slice) {
       const int64_t by = first - slice * slice_rows;
       for (T** states : {&hidden[0], &hidden[1], &plain, &kept}) *states -= by * state_stride;
       cell -= by * kCells * unit_stride;
@@ -129,7 +130,7 @@ class ForwardLoop {
       product -= by * kGates * unit_stride;
       row -= by * (Cell::kSaved + 1) * unit_stride;
       x -= by * chunk * input_stride;
-      gates -= by * kGates * s.hidden;
+      gates -= by * gates_stride;
     }
   };
 
@@ -146,18 +147,12 @@ class ForwardLoop {
   void direction(int64_t d) {
     d_ = d;
     pack();
-    const Range rows = part_.rows;
-    const Scratch scratch = m_;
-    for_row_blocks(rows, m_.state_stride * sizeof(T), [&](Range block, bool first) {
-      part_.rows = block;
-      m_.begin_at(block.begin, part_.row_slice, s_);
-      start();
-      first ? part_.meet_lane() : part_.meet_slice();
-      steps();
-      finish();
-      m_ = scratch;
-    });
-    part_.rows = rows;
+    for_row_blocks(
+        part_, m_, m_.state_stride * sizeof(T), [&] { start(); },
+        [&] {
+          steps();
+          finish();
+        });
   }
 
  private:
@@ -333,7 +328,7 @@ class ForwardLoop {
       const Strides& by = p_.saved_strides;
       return static_cast<S*>(p_.saved) + t * by.step + b * by.row + d_ * by.direction;
     }
-    return m_.gates + (s % m_.chunk * m_.rows + b) * kGates * s_.hidden;
+    return m_.gates + (s % m_.chunk * m_.rows + b) * m_.gates_stride;
   }
 
   // Copies features [begin, end) of one row of the input of step s.

@@ -221,15 +221,24 @@ inline int64_t rows_of_slice(int64_t batch, int slices, int64_t bytes) {
   return rows_of_block((batch + slices - 1) / slices, bytes);
 }
 
-// Calls body(block, whether it is the first) for the blocks of `rows`; at least once.
-template <class Body>
-void for_row_blocks(Range rows, int64_t bytes, Body body) {
+// Makes each block of a worker's rows the part it has, in the same scratch memory, and calls
+// start() and, once all who share it have started, run(); at least once.
+template <class Scratch, class Start, class Run>
+void for_row_blocks(Part& part, Scratch& scratch, int64_t bytes, Start start, Run run) {
+  const Range rows = part.rows;
+  const Scratch whole = scratch;
   const int64_t count = rows.end - rows.begin, most = rows_of_block(count, bytes);
   const int blocks = static_cast<int>(count > most ? (count + most - 1) / most : 1);
   for (int k = 0; k < blocks; ++k) {
     const Range block = cut(count, blocks, k);
-    body(Range{rows.begin + block.begin, rows.begin + block.end}, k == 0);
+    part.rows = {rows.begin + block.begin, rows.begin + block.end};
+    scratch.begin_at(part.rows.begin, part.row_slice);
+    start();
+    k == 0 ? part.meet_lane() : part.meet_slice();
+    run();
+    scratch = whole;
   }
+  part.rows = rows;
 }
 
 template <class Loop, class Params>

@@ -99,8 +99,11 @@ def test_every_cell_run_to_run(cell):
 # --- the ops --------------------------------------------------------------------------------------
 
 
-def op_inputs(cell, dtype, steps, batch, inputs, hidden, directions, proj=0, masks=False):
-    """The tensors of one layer as the ops take them, and the gradients of its outputs."""
+def op_inputs(cell, dtype, steps, batch, inputs, hidden, directions, proj=0, masks=""):
+    """The tensors of one layer as the ops take them, and the gradients of its outputs.
+
+    `masks` names the masks it has, of "lengths" and "resets".
+    """
     spec = CELLS[cell]
     rows, state = len(spec.gates) * hidden, proj or hidden
 
@@ -119,8 +122,8 @@ def op_inputs(cell, dtype, steps, batch, inputs, hidden, directions, proj=0, mas
         w_unit=draw(directions, 3 * hidden) if spec.unit_weights else None,
         h0=draw(directions, batch, state),
         c0=draw(directions, batch, hidden) if has_c else None,
-        lengths=torch.randint(0, steps + 1, (batch,)) if masks else None,
-        resets=torch.rand(steps, batch) < 0.2 if masks else None,
+        lengths=torch.randint(0, steps + 1, (batch,)) if "lengths" in masks else None,
+        resets=torch.rand(steps, batch) < 0.2 if "resets" in masks else None,
     )
     douts = (
         draw(steps, batch, directions, state),
@@ -163,6 +166,8 @@ def plan(cell, dtype, loop):
     return tuple(torch.ops.bptt.cpu_plan(cell, dtype.itemsize, sizes)[:3])
 
 
+MASKS = ("", "lengths", "lengths and resets")
+
 # What the plan splits with two threads, and sizes that make it do so for every cell.
 SPLITS = {
     "directions": ((2, 1, 1), {"steps": 20, "batch": 5, "hidden": 65, "directions": 2}),
@@ -171,7 +176,7 @@ SPLITS = {
 }
 
 
-@pytest.mark.parametrize("masks", [False, True], ids=["plain", "masks"])
+@pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("dtype", DTYPES, ids=names)
 @pytest.mark.parametrize("cell", ALL_CELLS)
@@ -188,9 +193,10 @@ def test_the_number_of_threads_changes_no_bit(cell, dtype, split, masks):
 # With three directions two threads have one to do after the other; the rest are more threads than
 # many machines have cores.
 @pytest.mark.parametrize(("threads", "directions"), [(2, 3), (4, 2), (5, 1), (8, 2)])
+@pytest.mark.parametrize("masks", ["lengths", "lengths and resets"])
 @pytest.mark.parametrize("cell", LSTMS)
-def test_any_number_of_workers_changes_no_bit(cell, threads, directions):
-    loop, douts = op_inputs(cell, F32, 10, 26, 7, 65, directions, proj=33, masks=True)
+def test_any_number_of_workers_changes_no_bit(cell, masks, threads, directions):
+    loop, douts = op_inputs(cell, F32, 10, 26, 7, 65, directions, proj=33, masks=masks)
     torch.set_num_threads(1)
     alone = run_ops(cell, loop, douts)
     torch.set_num_threads(threads)
@@ -219,16 +225,17 @@ def assert_rows_by_themselves_are_alike(cell, loop, douts, together, rows):
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=names)
+@pytest.mark.parametrize("masks", ["lengths", "lengths and resets"])
 @pytest.mark.parametrize("cell", ALL_CELLS)
-def test_the_other_rows_of_a_batch_change_no_bit(cell, dtype):
+def test_the_other_rows_of_a_batch_change_no_bit(cell, masks, dtype):
     # Steps enough that a row by itself is no short call, which sums in another order.
-    loop, douts = op_inputs(cell, dtype, 12, 11, 7, 37, 2, masks=True)
+    loop, douts = op_inputs(cell, dtype, 12, 11, 7, 37, 2, masks=masks)
     together = run_ops(cell, loop, douts)
     for b in (0, 4, 10):
         assert_rows_by_themselves_are_alike(cell, loop, douts, together, slice(b, b + 1))
 
 
-@pytest.mark.parametrize("masks", [False, True], ids=["plain", "masks"])
+@pytest.mark.parametrize("masks", MASKS)
 @pytest.mark.parametrize("cell", ALL_CELLS)
 def test_blocks_of_rows_change_no_bit(cell, masks):
     """More rows than a worker takes at a time, of one slice of the units or of several."""

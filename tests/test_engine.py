@@ -367,6 +367,21 @@ def test_cutting_covers_everything_once_in_nearly_equal_parts(total, parts):
     assert max(sizes) - min(sizes) <= 1
 
 
+@given(st.integers(0, 10_000), st.integers(1, 200))
+def test_dealing_gives_each_part_as_many_as_cards_in_turn(total, parts):
+    ranges = [_dev.deal(total, parts, k) for k in range(parts)]
+    assert ranges[0][0] == 0 and all(a[1] == b[0] for a, b in itertools.pairwise(ranges))
+    assert [end - begin for begin, end in ranges] == [
+        len(range(k, total, parts)) for k in range(parts)
+    ]
+
+
+@given(st.lists(st.integers(0, 5)))
+def test_rows_are_taken_the_longest_first(lengths):
+    order = _dev.order_rows(lengths)
+    assert order == sorted(range(len(lengths)), key=lambda row: -lengths[row])
+
+
 # --- the team -------------------------------------------------------------------------------------
 
 

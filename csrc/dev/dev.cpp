@@ -397,5 +397,14 @@ PYBIND11_MODULE(_dev, m) {
     const Range range = cut(total, parts, index);
     return std::pair(range.begin, range.end);
   });
+  m.def("deal", [](int64_t total, int parts, int index) {
+    const Range range = deal(total, parts, index);
+    return std::pair(range.begin, range.end);
+  });
+  m.def("order_rows", [](const std::vector<int64_t>& lengths) {
+    std::vector<int64_t> order(lengths.size());
+    order_rows(lengths.data(), static_cast<int64_t>(lengths.size()), order.data());
+    return order;
+  });
   m.def("run_meeting", &run_meeting, py::arg("pool"), py::arg("wanted"), py::arg("rounds"));
 }

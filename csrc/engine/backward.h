@@ -28,6 +28,7 @@ class BackwardLoop {
   // Of rows at a time; not of float64, which is there for checks, and not worth as much code.
   static constexpr bool kPairs = !kNormal && sizeof(T) == sizeof(float);
   static constexpr int kSaved = kSavedPlanes<Cell>, kCells = kCellStates<Cell>;
+  static constexpr bool kSorts = !kControlled;  // as in a forward loop
 
   static bool needs_whole_rows(const bptt::Control& control) {
     return kNormal || control.gradient_norm > 0;
@@ -120,69 +121,81 @@ class BackwardLoop {
 
  private:
   const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
+  // Of a row of the batch, where it is in a [T, B, D] tensor of rows.
   int64_t row(int64_t b) const { return (t_ * s_.batch + b) * s_.directions + d_; }
-  bool in_pairs() const { return kPairs && masks_.none(); }
+  bool in_pairs() const { return kPairs && (masks_.none() || part_.masks_by_order(masks_)); }
 
   // All steps of a block of rows.
   void steps() {
     for (int64_t s = 0; s < s_.steps; ++s) {
       t_ = p_.in.reverse[d_] ? s : s_.steps - 1 - s;
       dgates_ = m_.dgates[s % 2];
+      const Range now = rows_at(part_, masks_, t_);
       if (control_.norms_gradients()) bound_rows();
       if (projected_) {
-        for_rows(m_.first, [&](int64_t b, int64_t u, int n) { gather_projected(b, u, n); });
+        for_rows(now, m_.first,
+                 [&](int64_t b, int64_t u, int n) { gather_projected(at<1>(part_, b), u, n); });
         part_.meet_slice();
-        multiply<kPairs>(m_.projection, part_, part_.rows, m_.dprojected, m_.state_stride,
-                         in_pairs(), [&](auto rows, const Block<T>& block) {
+        multiply<kPairs>(m_.projection, part_, now, m_.dprojected, m_.state_stride, in_pairs(),
+                         [&](auto rows, const Block<T>& block) {
                            constexpr int N = rows.value;
-                           cell<N>(block.row, block.unit, block.count,
+                           cell<N>(at<N>(part_, block.row), block.unit, block.count,
                                    load_rows<N>(block.product, block.stride, kLanes));
                          });
       } else if constexpr (kNormal) {
-        for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) normalized_row(b);
+        for (int64_t b = now.begin; b < now.end; ++b) normalized_row(at<1>(part_, b));
       } else {
-        for_row_groups<kPairs>(part_.rows, in_pairs(), [&](auto rows, int64_t b) {
+        for_row_groups<kPairs>(now, in_pairs(), [&](auto rows, int64_t b) {
+          const At at = bptt::at<rows.value>(part_, b);
           for_blocks(m_.first, part_.plan.unit_slices, part_.unit_slice, [&](int64_t u, int n) {
-            cell<rows.value>(b, u, n, dhidden<rows.value>(b, u, n));
+            cell<rows.value>(at, u, n, dhidden<rows.value>(at, u, n));
           });
         });
       }
+      rest({now.end, part_.rows.end});
       if constexpr (Cell::kStages == 0) continue;  // no unit waits for another
       part_.meet_slice();
       if constexpr (Cell::kStages == 2) {
-        multiply<kPairs>(m_.second, part_, part_.rows, dgates_ + kFirstGates * s_.hidden,
-                         m_.gates_stride, in_pairs(), [&](auto rows, const Block<T>& block) {
+        multiply<kPairs>(m_.second, part_, now, dgates_ + kFirstGates * s_.hidden, m_.gates_stride,
+                         in_pairs(), [&](auto rows, const Block<T>& block) {
                            constexpr int N = rows.value;
-                           cell_first<N>(block.row, block.unit, block.count,
+                           cell_first<N>(at<N>(part_, block.row), block.unit, block.count,
                                          load_rows<N>(block.product, block.stride, kLanes));
                          });
         part_.meet_slice();
       }
       if (s == products(p_)) break;  // nobody asks what went into the first step
-      multiply<false>(m_.first, part_, part_.rows, dgates_, m_.gates_stride, false,
-                      [&](auto, const Block<T>& block) {
-                        const int64_t at = block.row * m_.state_stride + block.unit;
-                        V through = load(block.product);
-                        if (control_.drops()) through = through * load(m_.kept + at);
-                        store(m_.dhidden + at,
-                              stops(block.row) ? V(T(0)) : load(m_.dhidden + at) + through);
-                      });
+      multiply<false>(
+          m_.first, part_, now, dgates_, m_.gates_stride, false, [&](auto, const Block<T>& block) {
+            const int64_t at = block.row * m_.state_stride + block.unit;
+            V through = load(block.product);
+            if (control_.drops()) through = through * load(m_.kept + at);
+            store(m_.dhidden + at, stops(block.row) ? V(T(0)) : load(m_.dhidden + at) + through);
+          });
     }
   }
 
   // Whether nothing goes on to the step before: the state that entered this one was not its.
   bool stops(int64_t b) const {
-    return masks_.clears(t_, b) || control_.cuts(t_, b, p_.in.reverse[d_]);
+    return masks_.clears(t_, part_.row(b)) || control_.cuts(t_, b, p_.in.reverse[d_]);
   }
   // The blocks of units that the pointwise part of this worker covers.
   const Packed<T>& unit_blocks() const { return projected_ ? m_.projection : m_.first; }
 
   template <class Body>
-  void for_rows(const Packed<T>& blocks, Body body) {
-    for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) {
+  void for_rows(Range rows, const Packed<T>& blocks, Body body) {
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
       for_blocks(blocks, part_.plan.unit_slices, part_.unit_slice,
                  [&](int64_t u, int n) { body(b, u, n); });
     }
+  }
+
+  // Rows past their ends that no product has.
+  void rest(Range past) {
+    for_rows(past, m_.first,
+             [&](int64_t b, int64_t u, int n) { whole_dhidden<1>(at<1>(part_, b), u, n); });
+    for_rows(past, unit_blocks(),
+             [&](int64_t b, int64_t u, int n) { leave_zeros(at<1>(part_, b), u, n); });
   }
 
   void pack() {
@@ -204,7 +217,7 @@ class BackwardLoop {
   void for_states(const Packed<T>& blocks, Body body) {
     const Range units = units_of(blocks, part_.plan.unit_slices, part_.unit_slice);
     for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) {
-      body(b, units, d_ * s_.batch + b);
+      body(b, units, d_ * s_.batch + part_.row(b));
     }
   }
 
@@ -252,17 +265,17 @@ class BackwardLoop {
   }
 
   T* dw_unit_at(int64_t b, int k, int64_t u) const {
-    const int64_t plane = (b * s_.directions + d_) * Cell::kUnitWeights + k;
+    const int64_t plane = (part_.row(b) * s_.directions + d_) * Cell::kUnitWeights + k;
     return static_cast<T*>(p_.dw_unit) + plane * s_.hidden + u;
   }
 
   // Gradient of the hidden state of this step: from the steps after it and from the output. Zero
   // where the row takes no step.
   template <int N>
-  Rows<T, N> whole_dhidden(int64_t b, int64_t u, int n) const {
-    const int64_t at = row(b) * s_.state + u, stride = s_.directions * s_.state;
+  Rows<T, N> whole_dhidden(At b, int64_t u, int n) const {
+    const int64_t at = row(b.row) * s_.state + u, stride = b.apart * s_.directions * s_.state;
     Rows<T, N> dh(0);
-    if (N > 1 || masks_.active(t_, b)) {
+    if (N > 1 || masks_.active(t_, b.row)) {
       dh = load_rows<N>(m_.dhidden + b * m_.state_stride + u, m_.state_stride, kLanes);
       if (p_.dy != nullptr) dh = dh + load_rows<N>(as_storage(p_.dy) + at, stride, n);
     }
@@ -272,7 +285,7 @@ class BackwardLoop {
 
   // The same within the bounds that were asked for.
   template <int N>
-  Rows<T, N> dhidden(int64_t b, int64_t u, int n) const {
+  Rows<T, N> dhidden(At b, int64_t u, int n) const {
     if (control_.norms_gradients()) {
       return load_rows<N>(m_.dwhole + b * m_.state_stride + u, m_.state_stride, kLanes);
     }
@@ -286,7 +299,7 @@ class BackwardLoop {
       for (int64_t u = 0; u < s_.state; u += kLanes) {
         const int64_t left = s_.state - u;
         const int n = left < kLanes ? static_cast<int>(left) : kLanes;
-        store(whole.data + u, control_.bounded(whole_dhidden<1>(b, u, n)).row[0]);
+        store(whole.data + u, control_.bounded(whole_dhidden<1>(at<1>(part_, b), u, n)).row[0]);
       }
       const V shrink(control_.shrink(sum_over(whole, [&](int, int64_t u, V valid) {
         const V dh = load(whole.data + u) * valid;
@@ -308,50 +321,58 @@ class BackwardLoop {
     return passes;
   }
 
-  void gather_projected(int64_t b, int64_t u, int n) {
+  void gather_projected(At b, int64_t u, int n) {
     const int64_t at = b * m_.state_stride + u;
     Rows<T, 1> dh = dhidden<1>(b, u, n), passes(0);
-    const bool active = masks_.active(t_, b);
-    if (control_.zones_out(0) && active) passes = take_zoned<1>(0, b, u, &dh);
+    const bool steps = masks_.active(t_, b.row);
+    if (control_.zones_out(0) && steps) passes = take_zoned<1>(0, b, u, &dh);
     store(m_.dprojected + at, dh.row[0]);
-    if (active) store(m_.dhidden + at, passes.row[0]);
+    if (steps) store(m_.dhidden + at, passes.row[0]);
   }
 
   // In what follows, N rows are one unless no row is masked, so only single rows look at the masks.
 
   // States that entered the step. The hidden state is only read where the cell is not projected.
   template <int N>
-  void load_previous(int64_t b, int64_t u, int n, Rows<T, N>* prev) const {
-    const bool backwards = p_.in.reverse[d_];
-    const bool at_start = backwards ? t_ + 1 >= masks_.length(b) : t_ == 0;
-    const int64_t before = ((t_ + (backwards ? 1 : -1)) * s_.batch + b) * s_.directions + d_;
-    const int64_t initial = d_ * s_.batch + b;
+  void load_previous(At b, int64_t u, int n, Rows<T, N>* prev) const {
+    const int64_t step = (p_.in.reverse[d_] ? 1 : -1) * s_.batch * s_.directions;
+    // Of rows of different lengths one may start where the other goes on.
+    const auto load_row = [&](int r, const auto* initial, const auto* left, int64_t width) {
+      const int64_t of_batch = b.row + r * b.apart;
+      const int64_t first = (d_ * s_.batch + of_batch) * width, before = row(of_batch) + step;
+      return starts(of_batch) ? load(initial + first, n) : load(left + before * width, n);
+    };
 #pragma GCC unroll 4
     for (int k = 0; k < Cell::kStates; ++k) prev[k] = Rows<T, N>(0);
-    if (N == 1 && masks_.clears(t_, b)) return;
+    if (N == 1 && masks_.clears(t_, b.row)) return;
     if (!projected_) {
-      prev[0] = at_start ? load_rows<N>(as_storage(p_.in.h0) + initial * s_.state + u, s_.state, n)
-                         : load_rows<N>(as_storage(p_.y) + before * s_.state + u,
-                                        s_.directions * s_.state, n);
+      prev[0] = Rows<T, N>::each([&](int r) {
+        return load_row(r, as_storage(p_.in.h0) + u, as_storage(p_.y) + u, s_.state);
+      });
     }
-    const int64_t width = kCells * s_.hidden;
 #pragma GCC unroll 4
     for (int k = 0; k < kCells; ++k) {
       const int64_t unit = k * s_.hidden + u;
-      const T* cells = static_cast<const T*>(p_.cells);
-      prev[1 + k] = at_start
-                        ? load_rows<N>(as_storage(p_.in.c0) + initial * width + unit, width, n)
-                        : load_rows<N>(cells + before * width + unit, s_.directions * width, n);
+      prev[1 + k] = Rows<T, N>::each([&](int r) {
+        return load_row(r, as_storage(p_.in.c0) + unit, static_cast<const T*>(p_.cells) + unit,
+                        kCells * s_.hidden);
+      });
     }
+  }
+
+  // Whether a step is the first one of a row of the batch.
+  bool starts(int64_t row) const {
+    return p_.in.reverse[d_] ? t_ + 1 >= masks_.length(row) : t_ == 0;
   }
 
   // The states that the cell made in this step, out of those that were left.
   template <int N>
-  void load_states(int64_t b, int64_t u, int n, const Rows<T, N>* prev, const Rows<T, N>* kept,
+  void load_states(At b, int64_t u, int n, const Rows<T, N>* prev, const Rows<T, N>* kept,
                    Rows<T, N>* states) const {
+    const int64_t apart = b.apart * s_.directions;
     states[0] = projected_ ? Rows<T, N>(0)
-                           : load_rows<N>(as_storage(p_.y) + row(b) * s_.state + u,
-                                          s_.directions * s_.state, n);
+                           : load_rows<N>(as_storage(p_.y) + row(b.row) * s_.state + u,
+                                          apart * s_.state, n);
     if (Cell::kSaved == 0 && control_.zones_out(0) && !control_.samples()) {
       const Rows<T, N> stays = control_.template stays<N>(0, {b, u, t_, d_});
       for (int r = 0; r < N; ++r) {
@@ -362,8 +383,8 @@ class BackwardLoop {
       const int64_t width = kCells * s_.hidden;
 #pragma GCC unroll 4
       for (int k = 0; k < kCells; ++k) {
-        const T* from = static_cast<const T*>(p_.cells) + row(b) * width + k * s_.hidden + u;
-        states[1 + k] = load_rows<N>(from, s_.directions * width, n);
+        const T* from = static_cast<const T*>(p_.cells) + row(b.row) * width + k * s_.hidden + u;
+        states[1 + k] = load_rows<N>(from, apart * width, n);
       }
       if (control_.zones_out(1)) Cell::rebuild(math_, kept, prev, states);
     }
@@ -390,14 +411,14 @@ class BackwardLoop {
 
   // The gradients of the cell states that a step left; `passes` is what goes by the cell.
   template <int N>
-  void load_dcells(int64_t b, int64_t u, int n, Rows<T, N>* dstates, Rows<T, N>* passes) const {
+  void load_dcells(At b, int64_t u, int n, Rows<T, N>* dstates, Rows<T, N>* passes) const {
     const int64_t width = kCells * s_.hidden;
 #pragma GCC unroll 4
     for (int k = 0; k < kCells; ++k) {
       dstates[1 + k] = load_rows<N>(dcell(b, k, u), kCells * m_.unit_stride, kLanes);
       if (p_.dcells != nullptr) {
-        const T* from = static_cast<const T*>(p_.dcells) + row(b) * width + k * s_.hidden + u;
-        dstates[1 + k] = dstates[1 + k] + load_rows<N>(from, s_.directions * width, n);
+        const T* from = static_cast<const T*>(p_.dcells) + row(b.row) * width + k * s_.hidden + u;
+        dstates[1 + k] = dstates[1 + k] + load_rows<N>(from, b.apart * s_.directions * width, n);
       }
       if (control_.zones_out(1)) passes[1 + k] = take_zoned<N>(1, b, u, &dstates[1 + k]);
     }
@@ -422,9 +443,8 @@ class BackwardLoop {
   }
 
   template <int N>
-  void load_unit_weights(int64_t b, int64_t u, int n, Rows<T, N>* w_unit,
-                         Rows<T, N>* dw_unit) const {
-    const int64_t stride = s_.directions * Cell::kUnitWeights * s_.hidden;
+  void load_unit_weights(At b, int64_t u, int n, Rows<T, N>* w_unit, Rows<T, N>* dw_unit) const {
+    const int64_t stride = b.apart * s_.directions * Cell::kUnitWeights * s_.hidden;
 #pragma GCC unroll 4
     for (int k = 0; k < Cell::kUnitWeights; ++k) {
       const int64_t plane = d_ * Cell::kUnitWeights + k;
@@ -434,8 +454,8 @@ class BackwardLoop {
   }
 
   template <int N>
-  void store_dw_unit(int64_t b, int64_t u, int n, const Rows<T, N>* dw_unit) const {
-    const int64_t stride = s_.directions * Cell::kUnitWeights * s_.hidden;
+  void store_dw_unit(At b, int64_t u, int n, const Rows<T, N>* dw_unit) const {
+    const int64_t stride = b.apart * s_.directions * Cell::kUnitWeights * s_.hidden;
 #pragma GCC unroll 4
     for (int k = 0; k < Cell::kUnitWeights; ++k) {
       store_rows<N>(dw_unit_at(b, k, u), stride, dw_unit[k], n);
@@ -443,19 +463,19 @@ class BackwardLoop {
   }
 
   template <int N>
-  void load_saved(int64_t b, int64_t u, int n, Rows<T, N>* kept) const {
+  void load_saved(At b, int64_t u, int n, Rows<T, N>* kept) const {
     const Strides& by = p_.saved_strides;
-    const S* from = as_storage(p_.saved) + t_ * by.step + b * by.row + d_ * by.direction + u;
+    const S* from = as_storage(p_.saved) + t_ * by.step + b.row * by.row + d_ * by.direction + u;
 #pragma GCC unroll 4
     for (int a = 0; a < kSaved; ++a) {
-      kept[a] = load_rows<N>(from + a * s_.hidden, by.row, n);
+      kept[a] = load_rows<N>(from + a * s_.hidden, b.apart * by.row, n);
     }
   }
 
   template <int N>
-  void store_dgate(int g, int64_t b, int64_t u, int n, Rows<T, N> dgate_x, Rows<T, N> dgate_h) {
-    const int64_t width = kGates * s_.hidden, stride = s_.directions * width;
-    const int64_t to = (row(b) * kGates + g) * s_.hidden + u;
+  void store_dgate(int g, At b, int64_t u, int n, Rows<T, N> dgate_x, Rows<T, N> dgate_h) {
+    const int64_t stride = b.apart * s_.directions * kGates * s_.hidden;
+    const int64_t to = (row(b.row) * kGates + g) * s_.hidden + u;
     store_rows<N>(static_cast<S*>(p_.dgates_x) + to, stride, dgate_x, n);
     if constexpr (!Cell::kSharedGates) {
       store_rows<N>(static_cast<S*>(p_.dgates_h) + to, stride, dgate_h, n);
@@ -467,13 +487,9 @@ class BackwardLoop {
 
   // A block of units; dh is the whole gradient of the cell's output.
   template <int N>
-  void cell(int64_t b, int64_t u, int n, Rows<T, N> dh) {
+  void cell(At b, int64_t u, int n, Rows<T, N> dh) {
     using R = Rows<T, N>;
-    if (N == 1 && !masks_.active(t_, b)) {
-      for (int g = 0; g < kGates; ++g) store_dgate<N>(g, b, u, n, R(0), R(0));
-      if (p_.operand != nullptr) store_operand<N>(b, u, n, R(0));
-      return;
-    }
+    if (N == 1 && !masks_.active(t_, b.row)) return leave_zeros(b, u, n);
     R prev[Cell::kStates], states[Cell::kStates], dstates[Cell::kStates];
     R passes[kControlled ? Cell::kStates : 1] = {};
     R kept[kSaved + 1], w_unit[Cell::kUnitWeights + 1], dw_unit[Cell::kUnitWeights + 1];
@@ -506,6 +522,13 @@ class BackwardLoop {
     }
   }
 
+  // Of a row that takes no step.
+  void leave_zeros(At b, int64_t u, int n) {
+    const Rows<T, 1> zero(0);
+    for (int g = 0; g < kGates; ++g) store_dgate<1>(g, b, u, n, zero, zero);
+    if (p_.operand != nullptr) store_operand<1>(b, u, n, zero);
+  }
+
   // What dropout multiplied the hidden state of a block with.
   template <int N>
   Rows<T, N> kept_of(int64_t b, int64_t u) const {
@@ -526,9 +549,9 @@ class BackwardLoop {
   }
 
   template <int N>
-  void cell_first(int64_t b, int64_t u, int n, Rows<T, N> doperand) {
+  void cell_first(At b, int64_t u, int n, Rows<T, N> doperand) {
     using R = Rows<T, N>;
-    if (N == 1 && !masks_.active(t_, b)) return;
+    if (N == 1 && !masks_.active(t_, b.row)) return;
     R prev[Cell::kStates], dstates[Cell::kStates], kept[kSaved + 1];
     R dgates_x[kGates], dgates_h[kGates];
     load_previous<N>(b, u, n, prev);
@@ -542,9 +565,9 @@ class BackwardLoop {
   }
 
   template <int N>
-  void store_operand(int64_t b, int64_t u, int n, Rows<T, N> value) {
-    S* to = static_cast<S*>(p_.operand) + row(b) * s_.hidden + u;
-    store_rows<N>(to, s_.directions * s_.hidden, value, n);
+  void store_operand(At b, int64_t u, int n, Rows<T, N> value) {
+    S* to = static_cast<S*>(p_.operand) + row(b.row) * s_.hidden + u;
+    store_rows<N>(to, b.apart * s_.directions * s_.hidden, value, n);
   }
 
   // --- normalised cells: single rows, all units of each with one worker ---
@@ -562,8 +585,8 @@ class BackwardLoop {
   Row<T> dproduct() const { return scratch_row(m_.dproduct, 0, kGates, kGates); }
   Row<T> output(int plane) const { return scratch_row(m_.output, plane, 1, 3); }
 
-  void normalized_row(int64_t b) {
-    if (!masks_.active(t_, b)) {
+  void normalized_row(At b) {
+    if (!masks_.active(t_, b.row)) {
       for_row([&](int64_t u, int n) { cell<1>(b, u, n, dhidden<1>(b, u, n)); });
       return;
     }
@@ -593,15 +616,15 @@ class BackwardLoop {
 
   // What the cell of a block of units is given, and what it gives.
   struct NormalizedBlock {
-    int64_t row, unit;
+    At row;
+    int64_t unit;
     int count;
     Rows<T, 1> prev[Cell::kStates], states[Cell::kStates], dstates[Cell::kStates];
     Rows<T, 1> passes[Cell::kStates], kept[kSaved];
     Rows<T, 1> w_unit[Cell::kUnitWeights], dw_unit[Cell::kUnitWeights];
     Rows<T, 1> dgates_x[kGates], dgates_h[kGates];
 
-    NormalizedBlock(const BackwardLoop& loop, int64_t b, int64_t u, int n)
-        : row(b), unit(u), count(n) {
+    NormalizedBlock(const BackwardLoop& loop, At b, int64_t u, int n) : row(b), unit(u), count(n) {
       loop.load_previous<1>(b, u, n, prev);
       loop.load_saved<1>(b, u, n, kept);
       loop.load_states<1>(b, u, n, prev, kept, states);
@@ -610,7 +633,7 @@ class BackwardLoop {
   };
 
   // Through the output, the normalised cell state and the cell, with a sum over the row between.
-  void normalized_output_gradient(int64_t b, const Normal<T>& normal) {
+  void normalized_output_gradient(At b, const Normal<T>& normal) {
     constexpr int kGain = 2 * kGates, kBias = kGain + 1;
     for_row([&](int64_t u, int n) {
       Rows<T, 1> prev[Cell::kStates], kept[kSaved], states[Cell::kStates];
@@ -654,14 +677,15 @@ class BackwardLoop {
 
   // Leaves what the cell gave; the gradients of the normal products wait for their row's sums.
   void finish_normalized_block(NormalizedBlock& block, const Normal<T>& normal) {
-    const int64_t b = block.row, u = block.unit;
+    const At b = block.row;
+    const int64_t u = block.unit;
     for (int g = 0; g < kGates; ++g) {
       const Rows<T, 1> n(normal(block.kept[Cell::kSaved + g].row[0])), dn = block.dgates_h[g];
       block.dw_unit[g] = block.dw_unit[g] + dn * n;
       block.dw_unit[kGates + g] = block.dw_unit[kGates + g] + dn;
       store(dproduct().data + g * m_.unit_stride + u, (dn * block.w_unit[g]).row[0]);
       if constexpr (!kNormalizesSum<Cell>) {
-        S* to = static_cast<S*>(p_.dgates_x) + (row(b) * kGates + g) * s_.hidden + u;
+        S* to = static_cast<S*>(p_.dgates_x) + (row(b.row) * kGates + g) * s_.hidden + u;
         store(to, block.dgates_x[g].row[0], block.count);
       }
     }
@@ -670,11 +694,11 @@ class BackwardLoop {
   }
 
   // The gradients of the products as they were, for the weights and for the step before.
-  void store_dproducts(int64_t b, int64_t u, int n, const NormalGradient<T>& gradient) {
+  void store_dproducts(At b, int64_t u, int n, const NormalGradient<T>& gradient) {
     for (int g = 0; g < kGates; ++g) {
       const int64_t at = g * m_.unit_stride + u;
       const V dp = gradient(load(product().data + at), load(dproduct().data + at));
-      const int64_t to = (row(b) * kGates + g) * s_.hidden + u;
+      const int64_t to = (row(b.row) * kGates + g) * s_.hidden + u;
       S* out = static_cast<S*>(kNormalizesSum<Cell> ? p_.dgates_x : p_.dgates_h);
       store(out + to, dp, n);
       store(dgates_ + b * m_.gates_stride + g * s_.hidden + u, dp, n);

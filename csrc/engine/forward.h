@@ -11,6 +11,9 @@
 // will save its gates, so that the largest tensor of a layer exists once, or to a small buffer
 // where nothing is saved.
 //
+// Sequences of different lengths are taken the longest first, so that those which take part in a
+// step are neighbours, and only they enter its products; see `Part::row`.
+//
 // A layer normalisation needs a row's product as a whole: then a worker has whole rows, and the
 // cell comes after the product of all units. What else a caller may ask for is in control.h; a loop
 // without any of it is compiled apart.
@@ -37,6 +40,8 @@ class ForwardLoop {
   // Of rows at a time; not of float64, which is there for checks, and not worth as much code.
   static constexpr bool kPairs = !kNormal && sizeof(T) == sizeof(float);
   static constexpr int kSaved = kSavedPlanes<Cell>, kCells = kCellStates<Cell>;
+  // Draws are made for neighbouring rows.
+  static constexpr bool kSorts = !kControlled;
   static_assert(CellCheck<Cell>::ok);
   static_assert(kControlled || !kNormal, "one loop for normalised cells");
 
@@ -158,7 +163,7 @@ class ForwardLoop {
  private:
   const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
   T* hidden(int64_t s) const { return m_.hidden[s % 2] + m_.joined; }
-  bool in_pairs() const { return kPairs && masks_.none(); }
+  bool in_pairs() const { return kPairs && (masks_.none() || part_.masks_by_order(masks_)); }
 
   // All steps of a block of rows.
   void steps() {
@@ -167,16 +172,18 @@ class ForwardLoop {
       step_ = s;
       t_ = time(s);
       next_t_ = time(s + 1);
+      const Range now = rows_at(part_, masks_, t_);
       read_ = hidden(s);
       write_ = hidden(s + 1);
       if constexpr (Cell::kStages == 0) {
         if (m_.joined == 0) {
-          lone_units();
+          lone_units(now);
+          hold_rows({now.end, part_.rows.end});
           continue;  // no unit waits for another
         }
       }
       if (m_.joined > 0 && s + 1 < s_.steps) join_input(s + 1);
-      multiply<kPairs>(m_.first, part_, part_.rows, read_ - m_.joined, m_.state_stride, in_pairs(),
+      multiply<kPairs>(m_.first, part_, now, read_ - m_.joined, m_.state_stride, in_pairs(),
                        [&](auto rows, const Block<T>& block) {
                          if constexpr (kNormal) {
                            keep_product(block);
@@ -185,18 +192,19 @@ class ForwardLoop {
                          }
                        });
       if constexpr (kNormal) {
-        for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) normalized_row(b);
+        for (int64_t b = now.begin; b < now.end; ++b) normalized_row(b);
       }
       if constexpr (Cell::kStages == 2) {
         part_.meet_slice();
-        multiply<kPairs>(m_.second, part_, part_.rows, m_.operand, m_.unit_stride, in_pairs(),
+        multiply<kPairs>(m_.second, part_, now, m_.operand, m_.unit_stride, in_pairs(),
                          [&](auto rows, const Block<T>& block) { second<rows.value>(block); });
       }
       if (projected_) {
         part_.meet_slice();
-        multiply<kPairs>(m_.projection, part_, part_.rows, m_.operand, m_.unit_stride, in_pairs(),
+        multiply<kPairs>(m_.projection, part_, now, m_.operand, m_.unit_stride, in_pairs(),
                          [&](auto rows, const Block<T>& block) { projected<rows.value>(block); });
       }
+      hold_rows({now.end, part_.rows.end});
       part_.meet_slice();
     }
   }
@@ -272,7 +280,8 @@ class ForwardLoop {
     const int64_t t = time(0);
     if (m_.joined > 0 && s_.steps > 0) join_input(0);
     for_states(state_blocks(), [&](int64_t b, Range units) {
-      const S* from = masks_.clears(t, b) ? nullptr : state(p_.in.h0, s_.state, b, units.begin);
+      const S* from =
+          masks_.clears(t, part_.row(b)) ? nullptr : state(p_.in.h0, s_.state, b, units.begin);
       T* to = hidden(0) + b * m_.state_stride;
       take_row(from, units.end - units.begin, to + units.begin);
       if (!control_.drops()) return;
@@ -284,7 +293,8 @@ class ForwardLoop {
     for_states(m_.first, [&](int64_t b, Range units) {
       for (int k = 0; k < kCells; ++k) {
         const int64_t at = k * s_.hidden + units.begin;
-        const S* from = masks_.clears(t, b) ? nullptr : state(p_.in.c0, kCells * s_.hidden, b, at);
+        const S* from =
+            masks_.clears(t, part_.row(b)) ? nullptr : state(p_.in.c0, kCells * s_.hidden, b, at);
         take_row(from, units.end - units.begin, cell(b, k, units.begin));
       }
     });
@@ -306,10 +316,10 @@ class ForwardLoop {
 
   // Element `at` of a row of a [D, B, width] tensor.
   const S* state(const void* states, int64_t width, int64_t b, int64_t at) const {
-    return as_storage(states) + (d_ * s_.batch + b) * width + at;
+    return as_storage(states) + (d_ * s_.batch + part_.row(b)) * width + at;
   }
   S* state(void* states, int64_t width, int64_t b, int64_t at) const {
-    return static_cast<S*>(states) + (d_ * s_.batch + b) * width + at;
+    return static_cast<S*>(states) + (d_ * s_.batch + part_.row(b)) * width + at;
   }
 
   static bool saves_gates(const ForwardParams& p) {
@@ -321,33 +331,35 @@ class ForwardLoop {
     const int64_t t = time(s);
     if (p_.gates_x != nullptr) {
       const Strides& by = p_.gates_x_strides;
-      const S* row = as_storage(p_.gates_x) + t * by.step + b * by.row + d_ * by.direction;
-      return const_cast<S*>(row);
+      const S* row = as_storage(p_.gates_x) + t * by.step + part_.row(b) * by.row;
+      return const_cast<S*>(row) + d_ * by.direction;
     }
     if (saves_gates(p_)) {
       const Strides& by = p_.saved_strides;
-      return static_cast<S*>(p_.saved) + t * by.step + b * by.row + d_ * by.direction;
+      return static_cast<S*>(p_.saved) + t * by.step + part_.row(b) * by.row + d_ * by.direction;
     }
     return m_.gates + (s % m_.chunk * m_.rows + b) * m_.gates_stride;
   }
 
   // Copies features [begin, end) of one row of the input of step s.
   void copy_input(int64_t s, int64_t b, Range features, T* to) const {
-    const S* from = as_storage(p_.x) + time(s) * p_.x_strides.step + b * p_.x_strides.row;
+    const int64_t row = part_.row(b);
+    const S* from = as_storage(p_.x) + time(s) * p_.x_strides.step + row * p_.x_strides.row;
     copy_row(from + features.begin, features.end - features.begin, to + features.begin);
   }
 
   // Puts the input of step s before the hidden state that will enter it.
   void join_input(int64_t s) const {
     const Range mine = cut(s_.inputs, part_.plan.unit_slices, part_.unit_slice);
-    for (int64_t b = part_.rows.begin; b < part_.rows.end; ++b) {
+    const Range rows = rows_at(part_, masks_, time(s));
+    for (int64_t b = rows.begin; b < rows.end; ++b) {
       copy_input(s, b, mine, m_.hidden[s % 2] + b * m_.state_stride);
     }
   }
 
   // A step of units that see only themselves, their gates' part of the input being there.
-  void lone_units() {
-    for_row_groups<kPairs>(part_.rows, in_pairs(), [&](auto rows, int64_t b) {
+  void lone_units(Range now) {
+    for_row_groups<kPairs>(now, in_pairs(), [&](auto rows, int64_t b) {
       for_blocks(m_.first, part_.plan.unit_slices, part_.unit_slice,
                  [&](int64_t u, int n) { first<rows.value>(Block<T>{b, u, n, nullptr, 0}); });
     });
@@ -357,7 +369,9 @@ class ForwardLoop {
   void project(int64_t s) {
     if constexpr (Cell::kStages == 0) part_.meet_slice();  // everyone is done with those before
     const int64_t count = s + m_.chunk < s_.steps ? m_.chunk : s_.steps - s;
-    const int64_t height = part_.rows.end - part_.rows.begin;
+    const Range first = rows_at(part_, masks_, time(s));
+    const Range last = rows_at(part_, masks_, time(s + count - 1));
+    const int64_t height = (first.end > last.end ? first.end : last.end) - first.begin;
     T* x = m_.x + part_.rows.begin * m_.chunk * m_.input_stride;
     const Range mine = cut(count * height, part_.plan.unit_slices, part_.unit_slice);
     for (int64_t r = mine.begin; r < mine.end; ++r) {
@@ -378,22 +392,22 @@ class ForwardLoop {
     if constexpr (Cell::kStages == 2) part_.meet_slice();
   }
 
-  // Elements between the gates of one row and those of the next.
-  int64_t gates_row_stride() const {
-    if (p_.gates_x != nullptr) return p_.gates_x_strides.row;
-    return saves_gates(p_) ? p_.saved_strides.row : kGates * s_.hidden;
+  // Elements between the gates of one row and those of the next place's.
+  int64_t gates_row_stride(const At& b) const {
+    if (p_.gates_x != nullptr) return p_.gates_x_strides.row * b.apart;
+    return saves_gates(p_) ? p_.saved_strides.row * b.apart : kGates * s_.hidden;
   }
 
   // In what follows, N rows are one unless no row is masked, so only single rows look at the masks.
 
   template <int N>
-  void load_gates_x(const Block<T>& block, Rows<T, N>* gates_x) const {
+  void load_gates_x(const At& b, const Block<T>& block, Rows<T, N>* gates_x) const {
     const S* from = m_.joined > 0 ? nullptr : gates_row(step_, block.row) + block.unit;
 #pragma GCC unroll 4
     for (int g = 0; g < kGates; ++g) {
       gates_x[g] = Rows<T, N>(0);  // a joined input is in the other half of the sum
       if (from != nullptr) {
-        gates_x[g] = load_rows<N>(from + g * s_.hidden, gates_row_stride(), block.count);
+        gates_x[g] = load_rows<N>(from + g * s_.hidden, gates_row_stride(b), block.count);
       }
       if (p_.b_ih != nullptr) gates_x[g] = gates_x[g] + bias<N>(p_.b_ih, g, block);
     }
@@ -461,15 +475,16 @@ class ForwardLoop {
     if constexpr (Cell::kStages == 2) kept[kSaved - 1] = R(0);  // left to the second stage
     load_states<N>(block, prev);
     const int64_t at = block.row * m_.unit_stride + block.unit;
-    if (N == 1 && !masks_.active(t_, block.row)) {
+    const At b = bptt::at<N>(part_, block.row);
+    if (N == 1 && !masks_.active(t_, b.row)) {
       if constexpr (Cell::kStages == 2) {
         store_rows<N>(m_.operand + at, m_.unit_stride, R(0), kLanes);
       } else {
-        hold<N>(block, prev);
+        hold<N>(b, block, prev);
       }
       return;
     }
-    load_gates_x<N>(block, gates_x);
+    load_gates_x<N>(b, block, gates_x);
     load_gates_h<N>(block, 0, kFirstGates, gates_h);
     if constexpr (Cell::kStages == 2) {
       R operand = Cell::first(math_, gates_x, gates_h, prev, kept);
@@ -490,7 +505,7 @@ class ForwardLoop {
       with_math<N>(control_, math_, [&](const auto& math) {
         Cell::forward(math, gates_x, gates_h, prev, w_unit + kFirstWeight<Cell>, next, kept);
       });
-      leave_step<N>(block, prev, next, kept);
+      leave_step<N>(b, block, prev, next, kept);
     }
   }
 
@@ -504,26 +519,44 @@ class ForwardLoop {
     R gates_x[kGates], gates_h[kGates], prev[Cell::kStates], next[Cell::kStates];
     R kept[Cell::kSaved];
     load_states<N>(block, prev);
-    if (N == 1 && !masks_.active(t_, block.row)) {
-      hold<N>(block, prev);
+    const At b = at<N>(part_, block.row);
+    if (N == 1 && !masks_.active(t_, b.row)) {
+      hold<N>(b, block, prev);
       return;
     }
-    load_gates_x<N>(block, gates_x);
+    load_gates_x<N>(b, block, gates_x);
     load_gates_h<N>(block, kFirstGates, 1, gates_h);
 #pragma GCC unroll 4
     for (int a = 0; a < Cell::kSaved; ++a) {
       kept[a] = load_rows<N>(partial(block, a), Cell::kSaved * m_.unit_stride, kLanes);
     }
     Cell::forward(math_, gates_x, gates_h, prev, static_cast<const R*>(nullptr), next, kept);
-    leave_step<N>(block, prev, next, kept);
+    leave_step<N>(b, block, prev, next, kept);
   }
 
   // Past its end a row keeps its states and saves zeros.
   template <int N>
-  void hold(const Block<T>& block, const Rows<T, N>* states) {
+  void hold(const At& b, const Block<T>& block, const Rows<T, N>* states) {
     Rows<T, N> kept[kSaved + 1];
     for (Rows<T, N>& value : kept) value = Rows<T, N>(0);
-    leave_step<N>(block, nullptr, states, kept);
+    leave_step<N>(b, block, nullptr, states, kept);
+  }
+
+  // Rows past their ends that no product has.
+  void hold_rows(Range past) {
+    for (int64_t place = past.begin; place < past.end; ++place) {
+      const At b = at<1>(part_, place);
+      for_blocks(m_.first, part_.plan.unit_slices, part_.unit_slice, [&](int64_t u, int n) {
+        const Block<T> block{b, u, n, nullptr, 0};
+        Rows<T, 1> states[Cell::kStates];
+        load_states<1>(block, states);
+        hold<1>(b, block, states);
+      });
+      if (!projected_) continue;
+      for_blocks(m_.projection, part_.plan.unit_slices, part_.unit_slice, [&](int64_t u, int n) {
+        emit_hidden<1>(b, {b, u, n, nullptr, 0}, held<1>(b, u));
+      });
+    }
   }
 
   // The state that a step leaves, `after` being the cell's.
@@ -536,16 +569,16 @@ class ForwardLoop {
 
   // `before` is null where the row takes no step.
   template <int N>
-  BPTT_INLINE void leave_step(const Block<T>& block, const Rows<T, N>* before,
+  BPTT_INLINE void leave_step(const At& b, const Block<T>& block, const Rows<T, N>* before,
                               const Rows<T, N>* states, const Rows<T, N>* kept) {
-    const int64_t b = block.row, u = block.unit;
+    const int64_t u = block.unit;
     if constexpr (kSaved > 0) {
       if (p_.saved != nullptr) {
         const Strides& by = p_.saved_strides;
-        S* to = static_cast<S*>(p_.saved) + t_ * by.step + b * by.row + d_ * by.direction + u;
+        S* to = static_cast<S*>(p_.saved) + t_ * by.step + b.row * by.row + d_ * by.direction + u;
 #pragma GCC unroll 4
         for (int a = 0; a < kSaved; ++a) {
-          store_rows<N>(to + a * s_.hidden, by.row, kept[a], block.count);
+          store_rows<N>(to + a * s_.hidden, b.apart * by.row, kept[a], block.count);
         }
       }
     }
@@ -555,35 +588,36 @@ class ForwardLoop {
       Rows<T, N> c = states[1 + k];
       if (control_.zones_out(1) && before != nullptr) c = zoned<N>(1, block, before[1 + k], c);
       if (p_.cells != nullptr) {
-        T* to = static_cast<T*>(p_.cells) + row(b) * width + k * s_.hidden + u;
-        store_rows<N>(to, s_.directions * width, c, block.count);
+        T* to = static_cast<T*>(p_.cells) + row(b.row) * width + k * s_.hidden + u;
+        store_rows<N>(to, b.apart * s_.directions * width, c, block.count);
       }
-      const bool clears = N == 1 && masks_.clears(next_t_, b);
-      store_rows<N>(cell(b, k, u), kCells * m_.unit_stride, clears ? Rows<T, N>(0) : c, kLanes);
+      if (N == 1 && masks_.clears(next_t_, b.row)) c = Rows<T, N>(0);
+      store_rows<N>(cell(b, k, u), kCells * m_.unit_stride, c, kLanes);
     }
     if (projected_) {
       store_rows<N>(m_.operand + b * m_.unit_stride + u, m_.unit_stride, states[0], kLanes);
     } else {
-      emit_hidden<N>(block, states[0]);
+      emit_hidden<N>(b, block, states[0]);
     }
   }
 
   template <int N>
   void projected(const Block<T>& block) {
-    const bool active = N > 1 || masks_.active(t_, block.row);
-    emit_hidden<N>(block, active ? load_rows<N>(block.product, block.stride, kLanes)
-                                 : held<N>(block.row, block.unit));
+    const At b = at<N>(part_, block.row);
+    const bool steps = N > 1 || masks_.active(t_, b.row);
+    emit_hidden<N>(
+        b, block,
+        steps ? load_rows<N>(block.product, block.stride, kLanes) : held<N>(b, block.unit));
   }
 
   template <int N>
-  BPTT_INLINE void emit_hidden(const Block<T>& block, Rows<T, N> h) {
-    const int64_t b = block.row, u = block.unit;
-    const bool active = N > 1 || masks_.active(t_, b);
-    const bool clears = N == 1 && masks_.clears(next_t_, b);
-    if (control_.zones_out(0) && active) h = zoned<N>(0, block, held<N>(b, u), h);
-    store_rows<N>(static_cast<S*>(p_.y) + row(b) * s_.state + u, s_.directions * s_.state,
-                  active ? h : Rows<T, N>(0), block.count);
-    store_hidden<N>(write_, b, u, clears ? Rows<T, N>(0) : h);
+  BPTT_INLINE void emit_hidden(const At& b, const Block<T>& block, Rows<T, N> h) {
+    const int64_t u = block.unit;
+    const bool steps = N > 1 || masks_.active(t_, b.row);
+    if (control_.zones_out(0) && steps) h = zoned<N>(0, block, held<N>(b, u), h);
+    store_rows<N>(static_cast<S*>(p_.y) + row(b.row) * s_.state + u,
+                  b.apart * s_.directions * s_.state, steps ? h : Rows<T, N>(0), block.count);
+    store_hidden<N>(write_, b, u, N == 1 && masks_.clears(next_t_, b.row) ? Rows<T, N>(0) : h);
   }
 
   // --- normalised cells: single rows, all units of each with one worker ---
@@ -604,18 +638,18 @@ class ForwardLoop {
   }
 
   void normalized_row(int64_t b) {
-    if (!masks_.active(t_, b)) {
+    if (!masks_.active(t_, part_.row(b))) {
       for_row(b, [&](const Block<T>& block) {
         Rows<T, 1> prev[Cell::kStates];
         load_states<1>(block, prev);
-        hold<1>(block, prev);
+        hold<1>(at<1>(part_, b), block, prev);
       });
       return;
     }
     if constexpr (kNormalizesSum<Cell>) {
       for_row(b, [&](const Block<T>& block) {
         Rows<T, 1> gates_x[kGates];
-        load_gates_x<1>(block, gates_x);
+        load_gates_x<1>(at<1>(part_, b), block, gates_x);
         T* at = product(b, 0, block.unit);
         store(at, load(at) + gates_x[0].row[0]);
       });
@@ -633,7 +667,8 @@ class ForwardLoop {
     R w_unit[Cell::kUnitWeights], kept[kSaved];
     load_states<1>(block, prev);
     load_unit_weights<1>(block, w_unit);
-    if constexpr (!kNormalizesSum<Cell>) load_gates_x<1>(block, gates_x);
+    const At b = at<1>(part_, block.row);
+    if constexpr (!kNormalizesSum<Cell>) load_gates_x<1>(b, block, gates_x);
     for (int g = 0; g < kGates; ++g) {
       const V before = load(product(block.row, g, block.unit));
       gates_h[g] = w_unit[g] * R(normal(before)) + w_unit[kGates + g];
@@ -642,7 +677,7 @@ class ForwardLoop {
     }
     Cell::forward(math_, gates_x, gates_h, prev, w_unit, next, kept);
     if constexpr (kCells == 0) {
-      leave_step<1>(block, prev, next, kept);
+      leave_step<1>(b, block, prev, next, kept);
     } else {
       for (int a = 0; a < Cell::kSaved; ++a) store(row_value(block, a), kept[a].row[0]);
       store(row_value(block, Cell::kSaved), next[1].row[0]);
@@ -670,10 +705,11 @@ class ForwardLoop {
       next[1] = w_unit[2 * kGates] * R(normal(c)) + w_unit[2 * kGates + 1];
       next[0] = Cell::operand(math_, kept, prev, next);
       next[1] = R(c);
-      leave_step<1>(block, prev, next, kept);
+      leave_step<1>(at<1>(part_, b), block, prev, next, kept);
     });
   }
 
+  // Of a row of the batch, where it is in a [T, B, D] tensor of rows.
   int64_t row(int64_t b) const { return (t_ * s_.batch + b) * s_.directions + d_; }
 
   const ForwardParams p_;

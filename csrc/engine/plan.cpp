@@ -1,5 +1,8 @@
 #include "plan.h"
 
+#include <algorithm>
+#include <numeric>
+
 namespace bptt {
 namespace {
 
@@ -104,6 +107,13 @@ Lying plan_columns(int64_t bytes, int64_t products, int64_t batch) {
   const double rows = static_cast<double>(batch), times = static_cast<double>(products);
   const double lying = times * (costs->call + rows * costs->row), panel = times * costs->panel;
   return {lying < costs->pack || panel < costs->pack, false, panel < lying};
+}
+
+void order_rows(const int64_t* lengths, int64_t batch, int64_t* order) {
+  std::iota(order, order + batch, int64_t{0});
+  std::sort(order, order + batch, [&](int64_t a, int64_t b) {
+    return lengths[a] != lengths[b] ? lengths[a] > lengths[b] : a < b;
+  });
 }
 
 // Of all grids the one whose rectangles are nearest to squares: a task packs its own part of both

@@ -39,6 +39,9 @@ Lying plan_lying(int64_t bytes, int64_t steps, int64_t batch, bool has_input);
 // The same of columns, which the backward loop multiplies `batch` rows with, `products` times.
 Lying plan_columns(int64_t bytes, int64_t products, int64_t batch);
 
+// Puts the numbers of `batch` rows into `order`, the longest first, those of a length as they come.
+void order_rows(const int64_t* lengths, int64_t batch, int64_t* order);
+
 // A matrix product is cut into rectangles, one for each thread.
 struct MatrixGrid {
   int rows, columns;
@@ -53,6 +56,12 @@ struct Range {
 };
 inline __attribute__((always_inline)) Range cut(int64_t total, int parts, int index) {
   return {total * index / parts, total * (index + 1) / parts};
+}
+// The same where the first parts are the longer ones: as many as `total` cards dealt in turn.
+inline __attribute__((always_inline)) Range deal(int64_t total, int parts, int index) {
+  const int64_t least = total / parts, more = total % parts;
+  const int64_t begin = index * least + (index < more ? index : more);
+  return {begin, begin + least + (index < more ? 1 : 0)};
 }
 
 }  // namespace bptt

@@ -54,15 +54,40 @@ struct Masks {
   }
 };
 
+// What the workers of a team have before anyone comes.
+template <class Loop>
+struct Shared {
+  Barrier* barriers;
+  int64_t* longest_first;  // [B], rows; null where they are taken as they come
+
+  template <class Params>
+  Shared(Arena& arena, const Params& p, int threads)
+      : barriers(arena.take<Barrier>(2 * threads)), longest_first(nullptr) {
+    if (Loop::kSorts && p.in.lengths != nullptr) longest_first = arena.take<int64_t>(p.sizes.batch);
+  }
+};
+
 // One worker's part: rows of the batch, and blocks of units, as the plan cuts them.
 struct Part {
   Plan plan;
   int lane;  // the first direction it works on; then every plan.lanes-th
   int row_slice, unit_slice;
-  Range rows;
+  Range rows;  // by their places in scratch memory
+  const int64_t* longest_first;
+  int64_t first_row;  // where rows of the slice begin, of which `rows` may be a block
   Barrier* lane_barrier;
   Barrier* slice_barrier;
 
+  // The row of the batch that has a place: where the longest come first, they are dealt out.
+  BPTT_INLINE int64_t row(int64_t place) const {
+    if (longest_first == nullptr) return place;
+    return longest_first[(place - first_row) * plan.row_slices + row_slice];
+  }
+
+  // Whether no row that takes part in a step needs to be asked.
+  bool masks_by_order(const Masks& masks) const {
+    return longest_first != nullptr && masks.resets == nullptr;
+  }
   int lane_members() const { return plan.row_slices * plan.unit_slices; }
   int lane_index() const { return row_slice * plan.unit_slices + unit_slice; }
   // Waits for everyone who packs weights for this direction.
@@ -71,16 +96,19 @@ struct Part {
   void meet_slice() const { slice_barrier->wait(plan.unit_slices); }
 };
 
-BPTT_INLINE Part make_part(const Sizes& s, const Plan& plan, Barrier* barriers, int worker) {
+template <class Loop>
+Part make_part(const Sizes& s, const Plan& plan, const Shared<Loop>& shared, int worker) {
   Part part;
   part.plan = plan;
   const int members = plan.row_slices * plan.unit_slices;
   part.lane = worker / members;
   part.row_slice = worker % members / plan.unit_slices;
   part.unit_slice = worker % plan.unit_slices;
-  part.rows = cut(s.batch, plan.row_slices, part.row_slice);
-  part.lane_barrier = barriers + part.lane;
-  part.slice_barrier = barriers + plan.lanes + part.lane * plan.row_slices + part.row_slice;
+  part.rows = deal(s.batch, plan.row_slices, part.row_slice);
+  part.longest_first = shared.longest_first;
+  part.first_row = part.rows.begin;
+  part.lane_barrier = shared.barriers + part.lane;
+  part.slice_barrier = shared.barriers + plan.lanes + part.lane * plan.row_slices + part.row_slice;
   return part;
 }
 
@@ -161,6 +189,35 @@ template <int N>
 struct RowCount {
   static constexpr int value = N;
 };
+
+// A place in scratch memory, and the row of the batch that has it.
+struct At {
+  int64_t place;
+  int64_t row;
+  int64_t apart;  // from it to the row of the next place
+  BPTT_INLINE operator int64_t() const { return place; }
+};
+// Of N places from this one on.
+template <int N>
+BPTT_INLINE At at(const Part& part, int64_t place) {
+  const int64_t row = part.row(place);
+  return {place, row, N == 1 ? 0 : part.row(place + N - 1) - row};
+}
+
+// Of a worker's rows, those that take part in step t: the first ones, where the longest come first.
+inline Range rows_at(const Part& part, const Masks& masks, int64_t t) {
+  Range rows = part.rows;
+  if (part.longest_first == nullptr) return rows;
+  for (int64_t least = rows.begin; least < rows.end;) {
+    const int64_t middle = least + (rows.end - least) / 2;
+    if (masks.active(t, part.row(middle))) {
+      least = middle + 1;
+    } else {
+      rows.end = middle;
+    }
+  }
+  return rows;
+}
 
 // Calls body(RowCount<N>, row) for every row of the range, two rows at a time where `pairs` allows;
 // code for that is only made with kPairs.
@@ -250,15 +307,19 @@ Plan plan_of(const Params& params, int threads) {
 // Runs Loop::direction for every direction on a team; Loop is constructed once per worker.
 template <class Loop, class Params>
 void run_on_team(const Params& params, const ThreadPool& pool, void* scratch) {
+  Arena arena(scratch);
+  const Shared<Loop> shared(arena, params, pool.count);
   struct Job {
     const Params* params;
+    Shared<Loop> shared;
     void* scratch;
     int threads;
-  } job{&params, scratch, pool.count};
+  } job{&params, shared, scratch, pool.count};
   const Plan most = plan_of<Loop>(params, pool.count);
-  // The barriers lie at the start of the scratch memory, ready before anyone comes.
-  Barrier* barriers = static_cast<Barrier*>(scratch);
-  for (int k = 0; k < 2 * pool.count; ++k) new (barriers + k) Barrier;
+  for (int k = 0; k < 2 * pool.count; ++k) new (shared.barriers + k) Barrier;
+  if (shared.longest_first != nullptr) {
+    order_rows(params.in.lengths, params.sizes.batch, shared.longest_first);
+  }
   run_team(
       pool, most.workers(), plan_patience(params.sizes, Loop::kGates),
       [](int worker, int workers, void* context) {
@@ -266,7 +327,7 @@ void run_on_team(const Params& params, const ThreadPool& pool, void* scratch) {
         const Sizes& sizes = job.params->sizes;
         const Plan plan = plan_of<Loop>(*job.params, workers);
         if (worker >= plan.workers()) return;
-        const Part part = make_part(sizes, plan, static_cast<Barrier*>(job.scratch), worker);
+        const Part part = make_part(sizes, plan, job.shared, worker);
         Loop loop(*job.params, part,
                   lane_scratch<Loop>(*job.params, part, job.scratch, job.threads));
         for (int64_t d = part.lane; d < sizes.directions; d += plan.lanes) {
@@ -284,7 +345,7 @@ int64_t scratch_bytes(const Params& params, int threads) {
   int64_t most = 0;
   for (int workers = plan_of<Loop>(params, threads).workers(); workers >= 1; --workers) {
     Arena arena(nullptr);
-    arena.take<Barrier>(2 * threads);
+    const Shared<Loop> shared(arena, params, threads);
     const Plan plan = plan_of<Loop>(params, workers);
     for (int lane = 0; lane < plan.lanes; ++lane) {
       typename Loop::Scratch scratch(arena, params, plan.unit_slices, plan.row_slices);
@@ -298,7 +359,7 @@ template <class Loop, class Params>
 typename Loop::Scratch lane_scratch(const Params& params, const Part& part, void* base,
                                     int threads) {
   Arena arena(base);
-  arena.take<Barrier>(2 * threads);
+  const Shared<Loop> shared(arena, params, threads);
   for (int lane = 0; lane < part.lane; ++lane) {
     typename Loop::Scratch skipped(arena, params, part.plan.unit_slices, part.plan.row_slices);
   }

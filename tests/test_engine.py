@@ -358,6 +358,14 @@ def test_weights_are_packed_where_it_was_measured_to_pay(
     assert _dev.placement(int(megabytes * MEGABYTE), products, batch, columns) == wanted
 
 
+def test_many_rows_have_weights_packed_that_spare_them_a_way_through_memory():
+    """Where the input is added to the hidden state's product before its gates are stored."""
+    for batch, wanted in ((64, "panels"), (1000, "packed")):
+        gates = batch * 4 * 256 * 4
+        assert _dev.placement(2 * MEGABYTE, 1, batch, False, gates) == wanted
+        assert _dev.placement(2 * MEGABYTE, 1, batch, False) == "panels"
+
+
 @given(st.integers(0, 10_000), st.integers(1, 200))
 def test_cutting_covers_everything_once_in_nearly_equal_parts(total, parts):
     ranges = [_dev.cut(total, parts, k) for k in range(parts)]

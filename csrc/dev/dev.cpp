@@ -172,9 +172,9 @@ std::tuple<int, int, int> plan(const std::string& name, bool is_double,
 
 // What a call does with `bytes` of weights: "packed", or where they lie "panels" or "rows", for the
 // products of a step with the hidden state. Forward, or with `columns` backward.
-std::string placement(int64_t bytes, int64_t products, int64_t batch, bool columns) {
-  const Lying plan =
-      columns ? plan_columns(bytes, products, batch) : plan_lying(bytes, products, batch, true);
+std::string placement(int64_t bytes, int64_t products, int64_t batch, bool columns, int64_t gates) {
+  const Lying plan = columns ? plan_columns(bytes, products, batch)
+                             : plan_lying(bytes, products, batch, true, gates);
   return !plan.lies ? "packed" : plan.state_by_panel ? "panels" : "rows";
 }
 
@@ -376,7 +376,7 @@ PYBIND11_MODULE(_dev, m) {
   m.def("activation", &activation<double>, py::arg("name"), py::arg("x").noconvert());
   m.def("through_bfloat16", &through_bfloat16, py::arg("x").noconvert());
   m.def("placement", &placement, py::arg("bytes"), py::arg("products"), py::arg("batch"),
-        py::arg("columns"));
+        py::arg("columns"), py::arg("gates") = 0);
   m.def("plan", &plan, py::arg("cell"), py::arg("is_double"), py::arg("sizes"), py::arg("vector"),
         py::arg("threads"));
   py::class_<GpuQuestion>(m, "GpuQuestion")

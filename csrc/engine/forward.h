@@ -58,7 +58,8 @@ class ForwardLoop {
 
   // What a call leaves as it lies.
   static Lying lying_of(const Sizes& s) {
-    return plan_lying(weight_bytes(s), s.steps, s.batch, s.inputs > 0);
+    const int64_t gates = s.steps * s.batch * kGates * s.hidden * static_cast<int64_t>(sizeof(S));
+    return plan_lying(weight_bytes(s), s.steps, s.batch, s.inputs > 0, joins(s) ? gates : 0);
   }
 
   struct Scratch {
@@ -209,7 +210,8 @@ class ForwardLoop {
     }
   }
 
-  // Depends on the problem alone: the number of workers must not change how a sum is made.
+  // Of weights that are packed. Depends on the problem alone: the number of workers must not change
+  // how a sum is made.
   static bool joins(const Sizes& s) {
     return Cell::kSharedGates && Cell::kStages < 2 && !kNormal && s.inputs > 0 &&
            s.batch >= kJoinedRows && weight_bytes(s) <= kJoinedBytes;
@@ -302,10 +304,13 @@ class ForwardLoop {
 
   void finish() {
     const T* last = control_.drops() ? m_.plain : hidden(s_.steps);
-    for_states(state_blocks(), [&](int64_t b, Range units) {
-      const T* from = last + b * m_.state_stride + units.begin;
-      copy_row(from, units.end - units.begin, state(p_.h_n, s_.state, b, units.begin));
-    });
+    // After one step a caller may have it where the output is.
+    if (p_.h_n != p_.y) {
+      for_states(state_blocks(), [&](int64_t b, Range units) {
+        const T* from = last + b * m_.state_stride + units.begin;
+        copy_row(from, units.end - units.begin, state(p_.h_n, s_.state, b, units.begin));
+      });
+    }
     for_states(m_.first, [&](int64_t b, Range units) {
       for (int k = 0; k < kCells; ++k) {
         S* to = state(p_.c_n, kCells * s_.hidden, b, k * s_.hidden + units.begin);

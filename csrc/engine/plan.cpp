@@ -34,6 +34,8 @@ constexpr LyingCosts kLyingCosts[] = {{256 << 10, 0.036, 0.028, 0.006},
                                       {2 << 20, 0.036, 0.028, 0.0016},
                                       {INT64_MAX, 0.1, 0.03, 0.0008}};
 
+constexpr double kGatesCost = 0.1;  // of projecting inputs to memory, for each byte
+
 // The same of columns: packing them beforehand; beside a product with packed ones, packing a panel,
 // and columns as they lie, for the product and for each row of it.
 struct ColumnCosts {
@@ -90,15 +92,17 @@ int64_t plan_patience(const Sizes& s, int gates) {
   return clamp(alone / 2 < kLeastPatience ? kLeastPatience : alone / 2, kMostPatience);
 }
 
-Lying plan_lying(int64_t bytes, int64_t steps, int64_t batch, bool has_input) {
+Lying plan_lying(int64_t bytes, int64_t steps, int64_t batch, bool has_input, int64_t gates) {
   if (steps * batch <= kLoneRows) return {true, false, false};
   const LyingCosts* costs = kLyingCosts;
   while (bytes >= costs->bytes) ++costs;
   const double rows = static_cast<double>(batch), times = static_cast<double>(steps);
   const double state = times * costs->beside(rows);
   const double beside = has_input ? (costs->beside(times * rows) + state) / 2 : state;
-  return {beside < costs->pack, times * rows * costs->row >= costs->panel,
-          rows * costs->row >= costs->panel};
+  const double weights = static_cast<double>(bytes);
+  const bool lies =
+      weights * beside + kGatesCost * static_cast<double>(gates) < weights * costs->pack;
+  return {lies, times * rows * costs->row >= costs->panel, rows * costs->row >= costs->panel};
 }
 
 Lying plan_columns(int64_t bytes, int64_t products, int64_t batch) {

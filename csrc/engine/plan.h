@@ -33,8 +33,9 @@ struct Lying {
 };
 
 // `bytes` of weights, of which half meet the input once, if there `has_input`, and the rest, or
-// all, `batch` rows in each of `steps`.
-Lying plan_lying(int64_t bytes, int64_t steps, int64_t batch, bool has_input);
+// all, `batch` rows in each of `steps`. `gates`: bytes of projected inputs that would be written
+// and read, but not with packed weights.
+Lying plan_lying(int64_t bytes, int64_t steps, int64_t batch, bool has_input, int64_t gates);
 
 // The same of columns, which the backward loop multiplies `batch` rows with, `products` times.
 Lying plan_columns(int64_t bytes, int64_t products, int64_t batch);

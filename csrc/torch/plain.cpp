@@ -166,10 +166,13 @@ Outputs run(const Call& call, const Tensor& x, std::vector<Tensor>* kept) {
   Tensor input = x.stride(x.dim() - 1) == 1 ? x : dense(x);
   for (int64_t l = 0; l < call.layers; ++l) {
     const Weights weights = call.weights_of(l, l == 0 ? call.inputs : call.hidden);
-    Tensor y = make(call.steps_of(call.hidden), call.dtype);
+    // After one step the state of a layer below others is its output.
+    const bool same = kept == nullptr && call.steps == 1 && l + 1 < call.layers;
+    Tensor y = same ? torch::stable::narrow(h_n, 0, l, 1)
+                    : make(call.steps_of(call.hidden), call.dtype);
     ForwardParams p = forward_params(call, l, input, weights, &forwards);
     p.y = y.mutable_data_ptr();
-    p.h_n = call.lone ? p.y : state_of(h_n, l);
+    p.h_n = call.lone || same ? p.y : state_of(h_n, l);
     p.c_n = call.has_cell_state() ? state_of(c_n, l) : nullptr;
     if (kept != nullptr && cell.saved > 0) {
       const int64_t row = cell.saved * call.hidden;

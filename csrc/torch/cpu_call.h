@@ -61,7 +61,21 @@ inline Tensor make(const std::vector<int64_t>& shape, ScalarType dtype) {
   return tensor;
 }
 
-inline Tensor scratch_memory(int64_t bytes) { return make({bytes}, ScalarType::Byte); }
+// Scratch memory of one call to the engine. Up to 16 MB stay with the thread that calls, and its
+// next call writes over them: new memory, which comes page by page, costs a short call more than
+// what it computes.
+inline Tensor scratch_memory(int64_t bytes) {
+  constexpr int64_t kMostKept = 16 << 20;
+  if (bytes > kMostKept) return make({bytes}, ScalarType::Byte);
+  thread_local MaybeTensor kept;
+  if (!kept.has_value() || kept->numel() < bytes) {
+    kept.reset();
+    kept = make({bytes}, ScalarType::Byte);
+  } else {
+    poison_memory(kept->mutable_data_ptr(), bytes);
+  }
+  return *kept;
+}
 
 // The tensor itself where it is dense already; torch::stable::contiguous asks torch by name.
 inline Tensor dense(const Tensor& tensor) {

@@ -29,13 +29,17 @@ inline void advise_large_pages(void* memory, size_t bytes) {
 
 // With BPTT_POISON=1 every output and scratch buffer starts as NaN, so that a test sees what a
 // kernel forgot to write.
-inline void prepare_memory(void* memory, size_t bytes) {
+inline void poison_memory(void* memory, size_t bytes) {
   static const bool poison = [] {
     const char* value = std::getenv("BPTT_POISON");
     return value != nullptr && std::strcmp(value, "1") == 0;
   }();
-  advise_large_pages(memory, bytes);
   if (poison && bytes > 0) std::memset(memory, 0xff, bytes);
+}
+
+inline void prepare_memory(void* memory, size_t bytes) {
+  advise_large_pages(memory, bytes);
+  poison_memory(memory, bytes);
 }
 
 }  // namespace bptt

@@ -168,8 +168,8 @@ Outputs run(const Call& call, const Tensor& x, std::vector<Tensor>* kept) {
     const Weights weights = call.weights_of(l, l == 0 ? call.inputs : call.hidden);
     // After one step the state of a layer below others is its output.
     const bool same = kept == nullptr && call.steps == 1 && l + 1 < call.layers;
-    Tensor y = same ? torch::stable::narrow(h_n, 0, l, 1)
-                    : make(call.steps_of(call.hidden), call.dtype);
+    Tensor y =
+        same ? torch::stable::narrow(h_n, 0, l, 1) : make(call.steps_of(call.hidden), call.dtype);
     ForwardParams p = forward_params(call, l, input, weights, &forwards);
     p.y = y.mutable_data_ptr();
     p.h_n = call.lone || same ? p.y : state_of(h_n, l);

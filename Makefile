@@ -18,6 +18,8 @@ STAMPS := $(VENV)/.stamps
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Python compiles what it imports; compiling all of torch would take half of the installation.
 INSTALL := $(PIP) install --no-compile
+# Where it may not keep what it compiled, each of the suite's many processes compiles torch again.
+unexport PYTHONDONTWRITEBYTECODE
 
 # Named after TORCH: another TORCH is another stamp, and replaces the torch that is installed.
 TORCH_STAMP := $(STAMPS)/torch-$(shell printf %s '$(TORCH)' | tr -c 'A-Za-z0-9.+_-' _)

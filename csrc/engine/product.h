@@ -262,6 +262,9 @@ BPTT_INLINE void multiply_lying(const S* matrix, int64_t depth, int64_t units, c
       for (int r = 0; r < kRows; ++r) x[r] = load(rows + r * stride + k);
 #pragma GCC unroll 16
       for (int u = 0; u < kUnits; ++u) {
+        // The next units' weights, which lie after these: runs through memory as short as a row's
+        // are over before a processor foresees them.
+        if constexpr (kRows > 2) __builtin_prefetch(matrix + (kUnits + u) * depth + k);
         const V w = load(matrix + u * depth + k);
 #pragma GCC unroll 4
         for (int r = 0; r < kRows; ++r) sums[r * kUnits + u] = sums[r * kUnits + u] + x[r] * w;

@@ -28,6 +28,9 @@ constexpr int64_t kLongestChain = 128;
 constexpr int64_t kAhead = 16;
 constexpr int kTiles = 6;  // that share what they read of a panel
 
+// A tile of fewer rows does not fetch besides.
+constexpr int kRowsAhead = kManyRegisters ? 5 : 3;
+
 // Rows per tile: as many accumulators as the registers hold beside one row of weights.
 constexpr int tile_rows(int vectors) {
   if (kManyRegisters) return vectors == 4 ? 6 : 8;
@@ -217,7 +220,8 @@ struct Target {
   const T* base;
   T* out;
   int64_t stride;
-  bool streams = false;  // one chain without a base, past the caches
+  bool streams = false;      // one chain without a base, past the caches
+  const T* ahead = nullptr;  // from where on a tile of kRowsAhead rows fetches: a vector for each k
 };
 
 // Adds the chain of a tile over [begin, end) of the depth.
@@ -229,6 +233,9 @@ void multiply_tile(const T* rows, int64_t stride, const T* panel, int64_t begin,
 #pragma GCC unroll 2
   for (int64_t k = begin; k < end; ++k) {
     V weights[kVectors];
+    if constexpr (kRows >= kRowsAhead) {
+      __builtin_prefetch(place.ahead + (k - begin) * V::kLanes, 0, 2);
+    }
 #pragma GCC unroll 4
     for (int v = 0; v < kVectors; ++v) {
       weights[v] = load(panel + (k * kVectors + v) * V::kLanes);
@@ -440,6 +447,19 @@ struct Heights {
   int height(int64_t tile) const { return static_cast<int>(first(tile + 1) - first(tile)); }
 };
 
+// What tile `tile` of those that share the chain [begin, end) of panel p fetches meanwhile: its
+// part of the chain after, which lies behind it, or is the next panel's first. Behind the last one
+// is what other workers write.
+template <class T>
+BPTT_INLINE const T* chain_ahead(const Packed<T>& weights, int64_t p, int64_t begin, int64_t end,
+                                 int64_t tile) {
+  const bool last = end == weights.depth && (weights.lying != nullptr || p + 1 == weights.panels());
+  const int vectors = weights.blocks_in(p) * weights.gates;
+  const int64_t part = tile < vectors ? tile : vectors - 1;
+  const int64_t from = last ? begin * vectors : end * vectors + part * (end - begin);
+  return weights.panel(p) + from * Vec<T>::kLanes;
+}
+
 // Multiplies `count` rows by panel p, in tiles that go to place(number of those before, first row).
 // Tiles are made some at a time, a chain of each in turn: its weights come from afar for the first
 // tile alone. After that, consume(number, first row, height) is called for each.
@@ -455,8 +475,10 @@ BPTT_INLINE void multiply_tiles(const Packed<T>& weights, int64_t p, const T* ro
       for (int64_t t = i; t < last; ++t) {
         const int64_t row = tiles.first(t);
         const T* top = rows + (kLayout == Layout::kDenseRows ? row * stride : row);
+        Target<T> target = place(t - i, row);
+        target.ahead = chain_ahead(weights, p, k, next, t - i);
         tile_function<T, kLayout>(vectors, tiles.height(t))(top, stride, weights.panel(p), k, next,
-                                                            place(t - i, row));
+                                                            target);
       }
       k = next;
     }

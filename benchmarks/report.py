@@ -127,29 +127,42 @@ def short_table(rows: list[Row]) -> str:
 
 
 def committed() -> list[Result]:
-    """The result files of CPUs in this folder."""
-    return [Result.read(path) for path in sorted(RESULTS.glob("cpu-*/standard.json"))]
+    """The result files of CPUs in this folder, the newest first."""
+    results = [Result.read(path) for path in sorted(RESULTS.glob("cpu-*/standard.json"))]
+    return sorted(results, key=lambda result: result.content["date"], reverse=True)
+
+
+def place_of(result: Result) -> str:
+    """Where a result's report is, as README names it."""
+    return result.path.with_suffix(".md").relative_to(HERE.parent).as_posix()
+
+
+def speed_of(result: Result) -> list[str]:
+    """The paragraphs about a result."""
+    where = place_of(result)
+    return [
+        f"Measured on: {machine_line(result.content)}. {source_line(result.content)}. "
+        f"Every row, with quartiles, errors and memory: [{where}]({where}).",
+        "\n".join(figures_lines(result.content)),
+        "Geometric means over five shapes of the ratio torch.nn / bptt, above 1 bptt is "
+        "faster; inference is without gradients, a step is forward and backward:",
+        means_table(result),
+        bars_table(result),
+        "One direction, forward and backward:",
+        short_table(rows_of(result, directions=1, which="step")),
+    ]
 
 
 def readme_section() -> str:
     """README's speed section: every figure in it comes from a committed result file."""
-    parts = [BEGIN]
-    for result in committed():
-        where = result.path.with_suffix(".md").relative_to(HERE.parent).as_posix()
-        parts += [
-            f"Measured on: {machine_line(result.content)}. {source_line(result.content)}. "
-            f"Every row, with quartiles, errors and memory: [{where}]({where}).",
-            "\n".join(figures_lines(result.content)),
-            "Geometric means over five shapes of the ratio torch.nn / bptt, above 1 bptt is "
-            "faster; inference is without gradients, a step is forward and backward:",
-            means_table(result),
-            bars_table(result),
-            "One direction, forward and backward:",
-            short_table(rows_of(result, directions=1, which="step")),
-        ]
-    if len(parts) == 1:
+    results = committed()
+    parts = [line for result in results[:1] for line in speed_of(result)]
+    for result in results[1:]:
+        where = place_of(result)
+        parts.append(f"Earlier, {machine_line(result.content)}: [{where}]({where}).")
+    if not results:
         parts.append("No result file is committed yet; `make bench` makes one.")
-    return "\n\n".join([*parts, END])
+    return "\n\n".join([BEGIN, *parts, END])
 
 
 def update_readme(text: str) -> str:

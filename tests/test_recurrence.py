@@ -3,6 +3,7 @@
 The bounds for each dtype stand in `cases.assert_close`.
 """
 
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -13,7 +14,7 @@ from torch import nn
 
 import bptt
 from bptt import _dev
-from bptt.recurrence import ops, reference
+from bptt.recurrence import gradients, ops, reference
 from cases import ALL_CELLS, BF16, DTYPES, F16, F32, F64, LSTMS, Case, call, check, make_inputs, run
 
 MASKS = ("none", "lengths", "resets", "both")
@@ -168,6 +169,25 @@ def test_any_problem_in_float32(case):
 @given(problems())
 def test_any_problem_in_bfloat16(case):
     check(case, BF16)
+
+
+@pytest.mark.parametrize("multiplies", [False, True])
+def test_bfloat16_gradients_with_instructions_for_it_and_without(monkeypatch, multiplies):
+    monkeypatch.setattr(gradients, "_cpu_multiplies_bfloat16", lambda: multiplies)
+    layer = bptt.LSTM(9, 17, bidirectional=True)
+    x = torch.randn(12, 5, 9)
+
+    def answers(dtype):
+        copy, leaf = deepcopy(layer).to(dtype), x.to(torch.bfloat16).to(dtype).requires_grad_()
+        with torch.no_grad():
+            for to, weight in zip(copy.parameters(), layer.parameters(), strict=True):
+                to.copy_(weight.to(torch.bfloat16))
+        y, _ = copy(leaf)
+        return torch.autograd.grad(y.sum(), [leaf, *copy.parameters()])
+
+    for got, exact in zip(answers(torch.bfloat16), answers(torch.float64), strict=True):
+        assert got.dtype == torch.bfloat16
+        assert (got - exact).norm() < 0.02 * exact.norm()
 
 
 # --- what lengths, resets and directions mean, without the reference ------------------------------

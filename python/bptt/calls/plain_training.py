@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..recurrence import short
 from ..recurrence.autograd import Loop, plainly_eager
 from ..recurrence.gradients import Config, LoopInputs
 
 _CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "lstm"})  # with one product in a step
 _TYPES = (torch.float32, torch.float64)
+_MOST_ROWS = 2048  # T * B; longer calls do not notice
 
 
 def trains(cell: str, x: Tensor) -> bool:
     """Whether a call has gradients this way, and is faster for it."""
     rows = x.shape[:-1].numel()
-    return cell in _CELLS and x.dtype in _TYPES and rows <= short.SHORT_ROWS
+    return cell in _CELLS and x.dtype in _TYPES and rows <= _MOST_ROWS
 
 
 def outputs_of(cell: str, x: Tensor, y: Any, h_n: Any, c_n: Any) -> tuple[Any, ...]:

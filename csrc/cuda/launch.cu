@@ -1,6 +1,7 @@
 // The kernels of csrc/cuda by cell, and what the host asks of the CUDA runtime.
 #include <map>
 #include <mutex>
+#include <type_traits>
 
 #include "cells.h"
 #include "exchange.cuh"
@@ -18,17 +19,28 @@ struct CellLaunch {
 
 namespace {
 
-// Why a call cannot run in this build, or null.
-const char* number_error(NumberKind number) {
 #ifdef BPTT_FEW_NUMBERS
-  if (number != NumberKind::kBFloat16) {
-    return "bptt was built in place on a machine without a GPU, with kernels for bfloat16 alone; "
-           "build it again here, or install a wheel";
-  }
+constexpr bool kFew = true;
 #else
-  (void)number;
+constexpr bool kFew = false;
 #endif
-  return nullptr;
+
+// Calls f.operator()<Cell>() for a cell that this build has kernels for. Where it has few, RNNs,
+// which differ by an activation alone, have those of one.
+template <class F>
+auto with_built_cell(CellKind kind, F f) {
+  return with_gpu_cell(kind, [&]<class Cell>() {
+    constexpr bool kOther = std::is_same_v<Cell, Rnn<Relu>> || std::is_same_v<Cell, Rnn<Sigmoid>>;
+    return f.template operator()<std::conditional_t<kFew && kOther, Rnn<Tanh>, Cell>>();
+  });
+}
+
+// Why a call cannot run in this build, or null.
+const char* build_error(NumberKind number, CellKind cell) {
+  const bool other = cell == CellKind::kRnnRelu || cell == CellKind::kRnnSigmoid;
+  if (!kFew || (number == NumberKind::kBFloat16 && !other)) return nullptr;
+  return "bptt was built in place on a machine without a GPU, with few of its kernels; build it "
+         "again here, or install a wheel";
 }
 
 // Asked once of each device, as the driver takes its time: of blocks that have a processor's shared
@@ -63,22 +75,22 @@ const char* gpu_start_error(int index) {
 }
 
 int64_t gpu_scratch(const GpuProblem& problem, const GpuPlan& plan) {
-  return with_gpu_cell(problem.cell,
-                       [&]<class Cell>() { return CellLaunch<Cell>::scratch(problem, plan); });
+  return with_built_cell(problem.cell,
+                         [&]<class Cell>() { return CellLaunch<Cell>::scratch(problem, plan); });
 }
 
 const char* gpu_forward(const GpuCall& call, const ForwardParams& params) {
-  if (const char* error = number_error(call.number)) return error;
+  if (const char* error = build_error(call.number, params.sizes.cell)) return error;
   if (const char* error = gpu::use_device(call.device)) return error;
-  return with_gpu_cell(params.sizes.cell,
-                       [&]<class Cell>() { return CellLaunch<Cell>::forward(call, params); });
+  return with_built_cell(params.sizes.cell,
+                         [&]<class Cell>() { return CellLaunch<Cell>::forward(call, params); });
 }
 
 const char* gpu_backward(const GpuCall& call, const BackwardParams& params) {
-  if (const char* error = number_error(call.number)) return error;
+  if (const char* error = build_error(call.number, params.sizes.cell)) return error;
   if (const char* error = gpu::use_device(call.device)) return error;
-  return with_gpu_cell(params.sizes.cell,
-                       [&]<class Cell>() { return CellLaunch<Cell>::backward(call, params); });
+  return with_built_cell(params.sizes.cell,
+                         [&]<class Cell>() { return CellLaunch<Cell>::backward(call, params); });
 }
 
 const char* gpu_exchange(Tier tier, int device, int blocks, int rounds, uint32_t* out,

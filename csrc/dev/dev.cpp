@@ -5,6 +5,7 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <chrono>
 #include <stdexcept>
 #include <string>
@@ -14,6 +15,7 @@
 #include "../cuda/planner.h"
 #include "../engine/cells_table.h"
 #include "../engine/cpu.h"
+#include "../engine/dots.h"
 #include "../engine/plan.h"
 #include "../engine/random.h"
 #include "../engine/simd.h"
@@ -335,6 +337,37 @@ std::vector<std::string> instruction_sets() {
   return names;
 }
 
+std::vector<std::string> dots() {
+  std::vector<std::string> names;
+  for (auto list = supported_dots(); *list != nullptr; ++list) names.push_back((*list)->name);
+  return names;
+}
+
+using Words = py::array_t<uint32_t, py::array::c_style>;
+
+// Of rows [up to kDotRows, pairs] and a panel [pairs, width], by what has that name.
+py::array_t<float> dot_products(const std::string& name, const Words& rows, const Words& panel) {
+  const Dots* found = nullptr;
+  for (auto list = supported_dots(); *list != nullptr; ++list) {
+    if (name == (*list)->name) found = *list;
+  }
+  const int64_t height = rows.shape(0), pairs = rows.shape(1), width = panel.shape(1);
+  if (found == nullptr || width % found->lanes != 0 || pairs % kDotPairs != 0 ||
+      height > kDotRows || panel.shape(0) != pairs) {
+    throw std::invalid_argument("name, rows or panel");
+  }
+  std::vector<uint32_t> padded(kDotRows * pairs, 0xffffffff);  // no number
+  std::copy(rows.data(), rows.data() + height * pairs, padded.begin());
+  std::vector<float> sums(kDotRows * width);
+  found->begin();
+  found->multiply({padded.data(), pairs, panel.data(), pairs, static_cast<int>(width),
+                   static_cast<int>(height), sums.data()});
+  found->end();
+  py::array_t<float> out({height, width});
+  std::copy(sums.data(), sums.data() + height * width, out.mutable_data());
+  return out;
+}
+
 }  // namespace
 }  // namespace bptt
 
@@ -342,6 +375,8 @@ PYBIND11_MODULE(_dev, m) {
   using namespace bptt;
   m.doc() = "What bptt's tests see of the C++ below the ops.";
   m.def("instruction_sets", &instruction_sets);
+  m.def("dots", &dots);
+  m.def("dot_products", &dot_products, py::arg("name"), py::arg("rows"), py::arg("panel"));
   m.def("cells", &cells);
   py::enum_<Activation>(m, "Activation")
       .value("own", Activation::kOwn)

@@ -67,8 +67,9 @@ class BackwardLoop {
           rows(row_slices * slice_rows) {
       const Sizes& s = p.sizes;
       const auto columns = [&](int64_t units, int64_t depth) {
-        const int panels = lying.state_by_panel ? slices * row_slices : 0;
-        return make_columns<S, T>(arena, units, depth, slices, lying.lies, panels);
+        return make_columns<S, T>(
+            arena, units, depth,
+            {slices, slices * row_slices, lying.lies, lying.state_by_panel, dots_of<S>(s)});
       };
       first = columns(s.state, Cell::kStages == 0 ? 0 : kFirstGates * s.hidden);
       const int64_t handed = Cell::kStages == 0 ? 0 : rows * gates_stride;

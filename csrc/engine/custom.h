@@ -18,7 +18,7 @@ struct CustomCell {
   const CpuLoops* loops;
 };
 // Changes with anything that a library and the engine share.
-constexpr int64_t kCustomAbi = 2;
+constexpr int64_t kCustomAbi = 3;
 
 // Loads a library and enters its loops; returns an error in words, or nothing. Libraries stay
 // loaded, and loops that are there already stay.

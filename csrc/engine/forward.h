@@ -96,8 +96,8 @@ class ForwardLoop {
           rows(row_slices * slice_rows) {
       const Sizes& s = p.sizes;
       const auto weights = [&](int64_t units, int gates, int64_t depth, bool by_panel) {
-        const int panels = by_panel ? slices * row_slices : 0;
-        return make_weights<S, T>(arena, units, gates, depth, slices, lying.lies, panels);
+        const Handling by{slices, slices * row_slices, lying.lies, by_panel, dots_of<S>(s)};
+        return make_weights<S, T>(arena, units, gates, depth, by);
       };
       if (s.inputs > 0 && joined == 0) {
         const int64_t enough = kProjectedRows * row_slices / (s.batch + 1) + 1;
@@ -214,7 +214,8 @@ class ForwardLoop {
   // how a sum is made.
   static bool joins(const Sizes& s) {
     return Cell::kSharedGates && Cell::kStages < 2 && !kNormal && s.inputs > 0 &&
-           s.batch >= kJoinedRows && weight_bytes(s) <= kJoinedBytes;
+           s.batch >= kJoinedRows && weight_bytes(s) <= kJoinedBytes &&
+           (s.inputs % 2 == 0 || dots_of<S>(s) == nullptr);
   }
   int64_t time(int64_t s) const { return p_.in.reverse[d_] ? s_.steps - 1 - s : s; }
   const Packed<T>& state_blocks() const { return projected_ ? m_.projection : m_.first; }

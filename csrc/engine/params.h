@@ -11,6 +11,8 @@
 
 namespace bptt {
 
+struct Dots;
+
 enum class Dtype { kFloat32, kFloat64, kBFloat16 };
 enum class CellKind {
   kRnnTanh,
@@ -42,6 +44,7 @@ struct Sizes {
   CellKind cell;
   int64_t steps, batch, directions, hidden, state;  // T, B, D, H, R
   int64_t inputs;                                   // I, or 0 where the input projection is given
+  const Dots* dots = nullptr;  // what multiplies bfloat16; null for products in float32
 };
 
 // What a loop does besides running its cell; all zeros where it does nothing. Random numbers are

@@ -9,11 +9,15 @@
 // with weights as they lie it is a chain a lane, and then their sum. The number of workers
 // therefore never changes a bit of the result, but a step of a few rows and a longer call may
 // differ in the last ones.
+//
+// Numbers of two bytes may be multiplied by what dots.h has: then a panel holds pairs of them, and
+// rows become pairs before the product.
 #pragma once
 
 #include <type_traits>
 #include <utility>
 
+#include "dots.h"
 #include "simd.h"
 
 namespace bptt {
@@ -26,7 +30,8 @@ constexpr int kMostRows = 8;
 constexpr int64_t kLongestChain = 128;
 // Rows of a matrix whose columns are read, and which may lie on a page each.
 constexpr int64_t kAhead = 16;
-constexpr int kTiles = 6;  // that share what they read of a panel
+constexpr int kTiles = 6;           // that share what they read of a panel
+constexpr int64_t kPairRows = 128;  // that become pairs at a time
 
 // A tile of fewer rows does not fetch besides.
 constexpr int kRowsAhead = kManyRegisters ? 5 : 3;
@@ -56,6 +61,11 @@ struct Packed {
   void (*pack)(const Packed& weights, int64_t p) = nullptr;
   void (*multiply)(const Packed& weights, int64_t p, const T* rows, int64_t stride, int height,
                    T* tile) = nullptr;
+  // Where pairs are multiplied: `depth` is in words, the last of them zeros, and that many numbers
+  // are meant. `pairs` has memory for kPairRows rows of each worker.
+  const Dots* dots = nullptr;
+  int64_t numbers = 0;
+  T* pairs = nullptr;
 
   static constexpr int kLanes = Vec<T>::kLanes;
   int64_t blocks() const { return (units + kLanes - 1) / kLanes; }
@@ -63,6 +73,7 @@ struct Packed {
   int64_t elements() const { return blocks() * gates * kLanes * depth; }
   int64_t panel_units() const { return static_cast<int64_t>(panel_blocks) * kLanes; }
   int64_t panel_elements() const { return panel_blocks * gates * kLanes * depth; }
+  bool by_dots() const { return dots != nullptr && multiply == nullptr; }
   T* panel(int64_t p) const { return data + (lying != nullptr ? own : p * panel_elements()); }
   // Says where the matrix lies, and whose the one panel is.
   void lie(const void* at, int worker) {
@@ -100,44 +111,75 @@ BPTT_INLINE void transpose(Vec<T> (&square)[Vec<T>::kLanes]) {
   if constexpr (kHalf > 1) transpose<T, kHalf / 2>(square);
 }
 
-// Columns [k, k + count) of one vector of units, each a row of `depth` elements, to vectors
-// `stride` elements apart.
-template <class S, class T>
-BPTT_INLINE void pack_square(const S* rows, int64_t depth, int units, int count, T* out,
-                             int64_t stride) {
+// `count` columns of one vector of units to vectors `stride` elements apart: those of a unit are
+// read(lane), or the first of read(lane, count).
+template <class T, class Read>
+BPTT_INLINE void pack_square(Read read, int units, int count, T* out, int64_t stride) {
   using V = Vec<T>;
   constexpr int lanes = V::kLanes;
   V square[lanes];
   if (units >= lanes && count >= lanes) {
 #pragma GCC unroll 16
-    for (int lane = 0; lane < lanes; ++lane) square[lane] = load(rows + lane * depth);
+    for (int lane = 0; lane < lanes; ++lane) square[lane] = read(lane);
     transpose(square);
 #pragma GCC unroll 16
     for (int j = 0; j < lanes; ++j) store(out + j * stride, square[j]);
     return;
   }
   for (int lane = 0; lane < lanes; ++lane) {
-    square[lane] = lane < units ? load(rows + lane * depth, count) : V(T(0));
+    square[lane] = lane < units ? read(lane, count) : V(T(0));
   }
   transpose(square);
   for (int j = 0; j < count && j < lanes; ++j) store(out + j * stride, square[j]);
 }
 
+// Words of pairs, as they lie, in a vector that is moved and not computed with.
+BPTT_INLINE Vec<float> load_pairs(const BFloat16* p) {
+  Vec<float> v;
+  memcpy(&v.raw, p, sizeof(v.raw));
+  return v;
+}
+// Of so many numbers; zeros after them.
+BPTT_INLINE Vec<float> load_pairs(const BFloat16* p, int64_t numbers) {
+  constexpr int lanes = Vec<float>::kLanes;
+  if (numbers >= 2 * lanes) return load_pairs(p);
+  BFloat16 padded[2 * lanes] = {};
+  for (int k = 0; k < numbers; ++k) padded[k] = p[k];
+  return load_pairs(padded);
+}
+
 // Element (unit, gate, first_k + k) of the matrix is source[(gate * units + unit) * depth + k]. A
 // vector of units at a time: more rows than that are more runs through memory than a processor
-// foresees.
+// foresees. `first_k` is even where pairs are packed.
 template <class S, class T>
 void pack_rows(const Packed<T>& to, int64_t first_k, const S* source, int64_t depth, int64_t p) {
   constexpr int lanes = Vec<T>::kLanes;
-  const int vectors = to.blocks_in(p) * to.gates;
+  const int vectors = to.blocks_in(p) * to.gates, row = vectors * lanes;
   for (int v = 0; v < vectors; ++v) {
     const int64_t first = (p * to.panel_blocks + v / to.gates) * lanes, left = to.units - first;
     const int units = static_cast<int>(left < lanes ? left : lanes);
     const S* rows = source + ((v % to.gates) * to.units + first) * depth;
-    T* out = to.panel(p) + (first_k * vectors + v) * lanes;
+    T* const out = to.panel(p) + v * lanes;
+    if constexpr (std::is_same_v<S, BFloat16>) {
+      if (to.dots != nullptr) {
+        // Zeros up to where whole runs of pairs end; what comes after may be another matrix.
+        const int64_t words = (depth + 1) / 2,
+                      end = (first_k / 2 + words + kDotPairs - 1) / kDotPairs * kDotPairs -
+                            first_k / 2;
+        for (int64_t k = 0; k < end; k += lanes) {
+          const int64_t rest = depth - 2 * k;
+          pack_square<T>(
+              [&](int lane, auto...) { return load_pairs(rows + lane * depth + 2 * k, rest); },
+              units, static_cast<int>(end - k < lanes ? end - k : lanes),
+              out + (first_k / 2 + k) * row, row);
+        }
+        continue;
+      }
+    }
     for (int64_t k = 0; k < depth; k += lanes) {
-      const int count = static_cast<int>(depth - k < lanes ? depth - k : lanes);
-      pack_square(rows + k, depth, units, count, out + k * vectors * lanes, vectors * lanes);
+      pack_square<T>(
+          [&](int lane, auto... count) { return load(rows + lane * depth + k, count...); }, units,
+          static_cast<int>(depth - k < lanes ? depth - k : lanes), out + (first_k + k) * row, row);
     }
   }
 }
@@ -145,7 +187,48 @@ void pack_rows(const Packed<T>& to, int64_t first_k, const S* source, int64_t de
 // A panel of weights of type S that stay as they lie.
 template <class S, class T>
 void pack_lying(const Packed<T>& weights, int64_t p) {
-  pack_rows(weights, 0, static_cast<const S*>(weights.lying), weights.depth, p);
+  const int64_t depth = weights.dots == nullptr ? weights.depth : weights.numbers;
+  pack_rows(weights, 0, static_cast<const S*>(weights.lying), depth, p);
+}
+
+// As `pack_columns`, of pairs.
+inline void pack_column_pairs(const Packed<float>& to, const BFloat16* source, int64_t stride,
+                              int64_t p) {
+  constexpr int lanes = Vec<float>::kLanes;
+  float* out = to.panel(p);
+  for (int64_t k = 0; k < 2 * to.depth; k += 2) {
+    for (int v = 0; v < to.blocks_in(p); ++v, out += lanes) {
+      const int64_t first = (p * to.panel_blocks + v) * lanes, left = to.units - first;
+      const int count = left < lanes ? static_cast<int>(left) : lanes;
+      WordRaw words[2];  // numbers in their upper halves
+      for (int i = 0; i < 2; ++i) {
+        const bool there = k + i < to.numbers;
+        const Vec<float> row =
+            there ? load(source + (k + i) * stride + first, count) : Vec<float>(0.0f);
+        memcpy(&words[i], &row, sizeof(words[i]));
+      }
+      words[0] = words[0] >> 16 | words[1];
+      memcpy(out, &words[0], sizeof(words[0]));
+    }
+  }
+}
+
+// Rows of numbers, `stride` from one to the next, as rows of pairs, filled up with zeros.
+inline void make_pairs(const float* rows, int64_t stride, int64_t count, int64_t numbers,
+                       int64_t words, float* out) {
+  constexpr int lanes = Vec<float>::kLanes;
+  for (int64_t r = 0; r < count; ++r) {
+    BFloat16* const to = reinterpret_cast<BFloat16*>(out + r * words);
+    for (int64_t k = 0; k < 2 * words; k += lanes) {
+      const int64_t left = numbers - k;
+      if (left >= lanes) {
+        store(to + k, load(rows + r * stride + k));
+      } else {
+        const int rest = static_cast<int>(left);
+        store(to + k, left > 0 ? load(rows + r * stride + k, rest) : Vec<float>(0.0f));
+      }
+    }
+  }
 }
 
 // Element (unit, k) is source[k * stride + unit]; one gate.
@@ -154,6 +237,9 @@ void pack_columns(const Packed<T>& to, const S* source, int64_t stride, int64_t 
   constexpr int lanes = Vec<T>::kLanes;
   T* out = to.panel(p);
   const int vectors = to.blocks_in(p);
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    if (to.dots != nullptr) return pack_column_pairs(to, source, stride, p);
+  }
   for (int64_t k = 0; k < to.depth; ++k) {
     const S* const ahead = source + (k + kAhead < to.depth ? k + kAhead : k) * stride;
     for (int v = 0; v < vectors; ++v) {
@@ -486,31 +572,48 @@ BPTT_INLINE void multiply_tiles(const Packed<T>& weights, int64_t p, const T* ro
   }
 }
 
+// A tile over the whole depth: of weights that stay as they lie, or of pairs, which `rows` are
+// then.
+template <class T>
+void multiply_whole_tile(const Packed<T>& weights, int64_t p, const T* rows, int64_t stride,
+                         int height, T* tile) {
+  if (weights.multiply != nullptr) {
+    return weights.multiply(weights, p, rows, stride, height, tile);
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    const int width = weights.blocks_in(p) * weights.gates * Vec<T>::kLanes;
+    weights.dots->multiply({rows, stride, weights.panel(p), weights.depth, width, height, tile});
+  }
+}
+
 // Multiplies rows [begin, end) of `rows` by panel p and hands every tile to
 // consume(first_row, count, tile, vectors), tile being [count][vectors][lanes].
 template <Layout kLayout, class T, class Consume>
 BPTT_INLINE void multiply_panel(const Packed<T>& weights, int64_t p, const T* rows, int64_t stride,
                                 int64_t begin, int64_t end, Consume consume) {
-  constexpr int lanes = Vec<T>::kLanes;
-  alignas(64) T memory[kTiles][kMostRows * kPanelVectors * lanes];
+  constexpr int lanes = Vec<T>::kLanes, kTile = kMostRows * kPanelVectors * lanes;
+  static_assert(kDotRows * kPanelVectors * lanes <= kTiles * kTile);
+  alignas(64) T memory[kTiles * kTile];
   const int vectors = weights.blocks_in(p) * weights.gates;
-  const bool lies = weights.lying != nullptr && weights.pack == nullptr;
-  if (lies) {
-    for (int64_t r = begin; r < end; r += kMostRows) {
-      const int height = static_cast<int>(r + kMostRows < end ? kMostRows : end - r);
-      weights.multiply(weights, p, rows + r * stride, stride, height, memory[0]);
-      consume(r, height, memory[0], vectors);
+  if (begin == end) return;
+  if (weights.pack != nullptr) weights.pack(weights, p);
+  if (weights.multiply != nullptr || weights.by_dots()) {
+    const int most = weights.by_dots() ? kDotRows : kMostRows;
+    for (int64_t r = begin; r < end; r += most) {
+      const int height = static_cast<int>(r + most < end ? most : end - r);
+      multiply_whole_tile(weights, p, rows + r * stride, stride, height, memory);
+      consume(r, height, memory, vectors);
     }
     return;
   }
-  if (begin == end) return;
-  if (weights.pack != nullptr) weights.pack(weights, p);
   multiply_tiles<kLayout>(
       weights, p, rows + (kLayout == Layout::kDenseRows ? begin * stride : begin), stride,
       end - begin,
-      [&](int64_t tile, int64_t) { return Target<T>{nullptr, memory[tile], vectors * lanes}; },
+      [&](int64_t tile, int64_t) {
+        return Target<T>{nullptr, memory + tile * kTile, vectors * lanes};
+      },
       [&](int64_t tile, int64_t first, int height) {
-        consume(begin + first, height, memory[tile], vectors);
+        consume(begin + first, height, memory + tile * kTile, vectors);
       });
 }
 

@@ -121,34 +121,47 @@ int panel_blocks(int64_t units, int gates, int slices) {
   return static_cast<int>(share < widest ? (share < 1 ? 1 : share) : widest);
 }
 
-template <class T>
-Packed<T> make_packed(Arena& arena, int64_t units, int gates, int64_t depth, int slices) {
-  Packed<T> packed{nullptr, depth, units, gates, panel_blocks<T>(units, gates, slices)};
-  packed.data = arena.take<T>(packed.elements());
-  return packed;
+// How a loop's weights are multiplied, and by how many workers.
+struct Handling {
+  int slices, workers;  // of the units; of all
+  bool lies, by_panel;
+  const Dots* dots;  // or null
+};
+
+// What multiplies numbers of type S, or null where they become float32.
+template <class S>
+const Dots* dots_of(const Sizes& sizes) {
+  if constexpr (std::is_same_v<S, BFloat16>) {
+    const Dots* const dots = sizes.dots;
+    if (dots != nullptr && Vec<float>::kLanes % dots->lanes == 0) return dots;
+  }
+  return nullptr;
 }
 
-// Packed weights, or with `lies` a matrix without memory of its own but for `panels`, those of a
-// worker each.
+// Packed weights, or those that lie without memory of their own but for a panel of each worker.
 template <class S, class T>
-Packed<T> make_weights(Arena& arena, int64_t units, int gates, int64_t depth, int slices, bool lies,
-                       int panels) {
-  if (!lies) return make_packed<T>(arena, units, gates, depth, slices);
-  Packed<T> weights{nullptr, depth, units, gates, panel_blocks<T>(units, gates, slices)};
-  if (panels == 0) {
+Packed<T> make_weights(Arena& arena, int64_t units, int gates, int64_t depth, const Handling& by) {
+  Packed<T> weights{nullptr, depth, units, gates, panel_blocks<T>(units, gates, by.slices)};
+  if (by.lies && !by.by_panel) {
     weights.multiply = lying_tile<S, T>;
-  } else {
-    weights.pack = pack_lying<S, T>;
-    weights.data = arena.take<T>(panels * weights.panel_elements());
+    return weights;
   }
+  if (by.dots != nullptr && depth > 0) {
+    weights.dots = by.dots;
+    weights.numbers = depth;
+    weights.depth = round_up((depth + 1) / 2, kDotPairs);
+    weights.pairs = arena.take<T>(by.workers * kPairRows * weights.depth);
+  }
+  if (by.lies) weights.pack = pack_lying<S, T>;
+  weights.data = arena.take<T>(by.lies ? by.workers * weights.panel_elements()  //
+                                       : weights.elements());
   return weights;
 }
 
 // The same of a matrix [depth, units].
 template <class S, class T>
-Packed<T> make_columns(Arena& arena, int64_t units, int64_t depth, int slices, bool lies,
-                       int panels) {
-  Packed<T> columns = make_weights<S, T>(arena, units, 1, depth, slices, lies, panels);
+Packed<T> make_columns(Arena& arena, int64_t units, int64_t depth, const Handling& by) {
+  Packed<T> columns = make_weights<S, T>(arena, units, 1, depth, by);
   columns.lying_stride = units;
   if (columns.multiply != nullptr) columns.multiply = columns_tile<S, T>;
   if (columns.pack != nullptr) columns.pack = pack_lying_columns<S, T>;
@@ -239,11 +252,10 @@ struct Block {
   int64_t stride;
 };
 
-// Multiplies `range` of the rows by a worker's panels; consume(RowCount, Block) gets one or, with
-// `pairs`, two rows.
+// As `multiply`, of rows that are what a product takes.
 template <bool kPairs, class T, class Consume>
-BPTT_INLINE void multiply(const Packed<T>& weights, const Part& part, Range range, const T* rows,
-                          int64_t row_stride, bool pairs, Consume consume) {
+BPTT_INLINE void multiply_rows(const Packed<T>& weights, const Part& part, Range range,
+                               const T* rows, int64_t row_stride, bool pairs, Consume consume) {
   constexpr int lanes = Packed<T>::kLanes;
   for_panels(weights, part.plan.unit_slices, part.unit_slice, [&](int64_t p) {
     multiply_panel<Layout::kDenseRows>(
@@ -260,6 +272,42 @@ BPTT_INLINE void multiply(const Packed<T>& weights, const Part& part, Range rang
             });
           }
         });
+  });
+}
+
+// Calls body(range, rows, stride) for `range` of the rows or, where pairs are multiplied, some of
+// them at a time, which have become pairs.
+template <class T, class Body>
+BPTT_INLINE void for_operands(const Packed<T>& weights, const Part& part, Range range,
+                              const T* rows, int64_t stride, Body body) {
+  const bool by_dots = weights.by_dots();
+  const int64_t most = by_dots ? kPairRows : range.end - range.begin;
+  if (by_dots) weights.dots->begin();
+  for (Range some{range.begin, range.begin}; some.begin < range.end; some.begin = some.end) {
+    some.end = some.begin + most < range.end ? some.begin + most : range.end;
+    const T* from = rows;
+    int64_t by = stride;
+    if constexpr (std::is_same_v<T, float>) {
+      if (by_dots) {
+        by = weights.depth;
+        float* const pairs = weights.pairs + part.lane_index() * kPairRows * by;
+        make_pairs(rows + some.begin * stride, stride, some.end - some.begin, weights.numbers, by,
+                   pairs);
+        from = pairs - some.begin * by;
+      }
+    }
+    body(some, from, by);
+  }
+  if (by_dots) weights.dots->end();
+}
+
+// Multiplies `range` of the rows by a worker's panels; consume(RowCount, Block) gets one or, with
+// `pairs`, two rows.
+template <bool kPairs, class T, class Consume>
+BPTT_INLINE void multiply(const Packed<T>& weights, const Part& part, Range range, const T* rows,
+                          int64_t row_stride, bool pairs, Consume consume) {
+  for_operands(weights, part, range, rows, row_stride, [&](Range some, const T* from, int64_t by) {
+    multiply_rows<kPairs>(weights, part, some, from, by, pairs, consume);
   });
 }
 

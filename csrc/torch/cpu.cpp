@@ -43,14 +43,16 @@ Sizes sizes_of(const char* op, const CellTraits& cell, const Tensor& lead, const
   STD_TORCH_CHECK((w_hh.size(2) > 0) == (cell.stages > 0), op, ": w_hh must be ",
                   cell.stages > 0 ? "[D, G*H, R] with R > 0" : "[D, G*H, 0]", " for cell ",
                   cell.name, ", got ", shape_text(shape_of(w_hh)));
-  return {dtype_of(op, lead.scalar_type()),
+  const Dtype dtype = dtype_of(op, lead.scalar_type());
+  return {dtype,
           cell.kind,
           lead.size(0),
           lead.size(1),
           w_hh.size(0),
           rows / cell.gates,
           cell.stages > 0 ? w_hh.size(2) : rows / cell.gates,
-          0};
+          0,
+          dots_of(dtype)};
 }
 
 void check_lengths(const Problem& p, const Tensor& lengths) {
@@ -370,6 +372,11 @@ BackwardOutputs backward_cpu(Text backend, Text cell_name, MaybeTensor dy, Maybe
 
 std::string instruction_set() { return kernels().name; }
 
+std::string bfloat16_products() {
+  const Dots* const dots = dots_of(Dtype::kBFloat16);
+  return dots == nullptr ? "float32" : dots->name;
+}
+
 void load_cell(Text path) {
   const std::string error = load_custom_cell(path.value.c_str());
   STD_TORCH_CHECK(error.empty(), "bptt::load_cell: ", error);
@@ -399,4 +406,5 @@ STABLE_TORCH_LIBRARY_IMPL(bptt, CompositeExplicitAutograd, m) {
   m.impl("load_cell", TORCH_BOX(&bptt::load_cell));
   m.impl("cpu_plan", TORCH_BOX(&bptt::plan));
   m.impl("cpu_instruction_set", TORCH_BOX(&bptt::instruction_set));
+  m.impl("cpu_bfloat16_products", TORCH_BOX(&bptt::bfloat16_products));
 }

@@ -5,6 +5,7 @@
 #include <torch/csrc/stable/c/shim.h>
 
 #include "../engine/cpu.h"
+#include "../engine/dots.h"
 #include "checks.h"
 #include "memory.h"
 
@@ -27,6 +28,16 @@ inline const CpuKernels& kernels() {
                   "BPTT_CPU_ISA names an instruction set that this machine or build lacks; one of "
                   "baseline, avx2, avx512 expected");
   return *chosen;
+}
+
+// What multiplies numbers of that type; null where products are made in their wide type.
+inline const Dots* dots_of(Dtype dtype) {
+  const Dots* found = nullptr;
+  if (dtype != Dtype::kBFloat16) return found;
+  STD_TORCH_CHECK(find_dots(&found),
+                  "BPTT_CPU_BF16 names what this machine lacks; one of amx, avx512_bf16, plain, "
+                  "float32 expected");
+  return found;
 }
 
 inline void parallel_for(int64_t n, void (*f)(int64_t, int64_t, void*), void* context) {

@@ -56,7 +56,8 @@ struct Call {
     return lone ? std::vector<int64_t>{batch, width} : std::vector<int64_t>{steps, batch, width};
   }
   Sizes sizes(int64_t width) const {
-    return {dtype_of(op, dtype), cell.kind, steps, batch, 1, hidden, hidden, width};
+    const Dtype kind = dtype_of(op, dtype);
+    return {kind, cell.kind, steps, batch, 1, hidden, hidden, width, dots_of(kind)};
   }
 
   Weights weights_of(int64_t layer, int64_t width) const {

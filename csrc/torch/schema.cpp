@@ -59,6 +59,8 @@ STABLE_TORCH_LIBRARY(bptt, m) {
   // float32. draw: `Draw` of csrc/engine/random.h.
   m.def("kept(Tensor seed, float probability, int[] shape, int draw, bool wide) -> Tensor");
   m.def("cpu_instruction_set() -> str");
+  // What multiplies bfloat16: csrc/engine/dots.h.
+  m.def("cpu_bfloat16_products() -> str");
   // Makes the cell of a library known to the cpu backend: csrc/engine/custom.h.
   m.def("load_cell(str path) -> ()");
   // How the cpu backend would share sizes [T, B, D, H, R] among torch's threads: lanes, row slices,

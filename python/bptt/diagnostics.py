@@ -179,6 +179,9 @@ def _kernel(backend: str, layer: Any, cell: str, input: Any, dtype: torch.dtype)
         f"fused time loop in C++, {torch.ops.bptt.cpu_instruction_set()} instructions "
         f"({vector} units per vector), {'float64' if dtype == torch.float64 else 'float32'} sums"
     ]
+    dots = torch.ops.bptt.cpu_bfloat16_products() if dtype == torch.bfloat16 else "float32"
+    if dots != "float32":
+        parts.append(f"bfloat16 products by {dots}")
     if workers == 1:
         parts.append("1 worker")
     else:

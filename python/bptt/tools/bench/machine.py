@@ -42,6 +42,7 @@ def _cpu() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "torch_instructions": torch.backends.cpu.get_cpu_capability(),
         "bptt_instructions": torch.ops.bptt.cpu_instruction_set(),
+        "bptt_bfloat16_products": torch.ops.bptt.cpu_bfloat16_products(),
     }
 
 

@@ -7,9 +7,8 @@
 #pragma once
 
 #include "../cells/cell.h"
+#include "backward_scratch.h"
 #include "control.h"
-#include "normalize.h"
-#include "worker.h"
 
 namespace bptt {
 namespace {
@@ -34,70 +33,7 @@ class BackwardLoop {
     return kNormal || control.gradient_norm > 0;
   }
 
-  // Products of a call with w_hh: the one of the first step makes dh0.
-  static int64_t products(const BackwardParams& p) {
-    return Cell::kStages == 0 ? 0 : p.sizes.steps - (p.dh0 == nullptr ? 1 : 0);
-  }
-
-  struct Scratch {
-    Lying lying;  // whether weights are not packed
-    Packed<T> first, second, projection;
-    T* dgates[2];   // [B, G, H], alternating by step: gradients of the hidden pre-activations
-    T* dhidden;     // [B, R]: gradient of the hidden state that the step to come leaves
-    T* dcell;       // [B, C, H]
-    T* dprojected;  // [B, R]: whole gradient of a projected hidden state, for the product with w_hr
-    T* dwhole;      // [B, R]: that of any hidden state, while its norm is taken
-    T* kept;        // [B, R]: what dropout multiplies hidden states with on their way to products
-    // Of normalised cells, a worker at a time: a row's products and their gradients [G, H], its
-    // cell state, that of the normal one, and of the output gate [3, H].
-    T* product;
-    T* dproduct;
-    T* output;
-    int64_t state_stride, unit_stride, gates_stride;
-    // There is memory for the rows of a block of each slice of the batch; B above is all of these.
-    int64_t slice_rows, rows;
-
-    Scratch(Arena& arena, const BackwardParams& p, int slices, int row_slices)
-        : lying(plan_columns(kGates * p.sizes.hidden * p.sizes.state * sizeof(S), products(p),
-                             p.sizes.batch)),
-          state_stride(row_distance<T>(p.sizes.state)),
-          unit_stride(row_distance<T>(p.sizes.hidden)),
-          gates_stride(row_distance<T>(kGates * p.sizes.hidden)),
-          slice_rows(rows_of_slice(p.sizes.batch, row_slices, gates_stride * sizeof(T))),
-          rows(row_slices * slice_rows) {
-      const Sizes& s = p.sizes;
-      const auto columns = [&](int64_t units, int64_t depth) {
-        return make_columns<S, T>(
-            arena, units, depth,
-            {slices, slices * row_slices, lying.lies, lying.state_by_panel, dots_of<S>(s)});
-      };
-      first = columns(s.state, Cell::kStages == 0 ? 0 : kFirstGates * s.hidden);
-      const int64_t handed = Cell::kStages == 0 ? 0 : rows * gates_stride;
-      dgates[0] = arena.take<T>(handed);
-      dgates[1] = arena.take<T>(handed);
-      dhidden = arena.take<T>(rows * state_stride);
-      dcell = arena.take<T>(rows * kCells * unit_stride);
-      if (Cell::kStages == 2) second = columns(s.hidden, s.hidden);
-      const bool projected = p.in.w_hr != nullptr;
-      if (projected) projection = columns(s.hidden, s.state);
-      dprojected = arena.take<T>(projected ? rows * state_stride : 0);
-      const bptt::Control& control = p.in.control;
-      dwhole = arena.take<T>(control.gradient_norm > 0 ? rows * state_stride : 0);
-      kept = arena.take<T>(control.recurrent_dropout > 0 ? rows * state_stride : 0);
-      const int64_t normal = kNormal ? row_slices * unit_stride : 0;
-      product = arena.take<T>(normal * kGates);
-      dproduct = arena.take<T>(normal * kGates);
-      output = arena.take<T>(normal * 3);
-    }
-
-    // Lets what there is of row `first` be where that of the first row of slice `slice` is.
-    void begin_at(int64_t first, int slice) {
-      const int64_t by = first - slice * slice_rows;
-      for (T*& gradients : dgates) gradients -= by * gates_stride;
-      for (T** states : {&dhidden, &dprojected, &dwhole, &kept}) *states -= by * state_stride;
-      dcell -= by * kCells * unit_stride;
-    }
-  };
+  using Scratch = BackwardScratch<Cell, S>;
 
   BackwardLoop(const BackwardParams& params, const Part& part, const Scratch& scratch)
       : p_(params),
@@ -165,7 +101,7 @@ class BackwardLoop {
                          });
         part_.meet_slice();
       }
-      if (s == products(p_)) break;  // nobody asks what went into the first step
+      if (s == Scratch::products(p_)) break;  // nobody asks what went into the first step
       multiply<false>(
           m_.first, part_, now, dgates_, m_.gates_stride, false, [&](auto, const Block<T>& block) {
             const int64_t at = block.row * m_.state_stride + block.unit;
@@ -201,7 +137,7 @@ class BackwardLoop {
 
   void pack() {
     const S* w = as_storage(p_.in.w_hh) + d_ * kGates * s_.hidden * s_.state;
-    if (Cell::kStages > 0 && products(p_) > 0) pack(&m_.first, w);
+    if (Cell::kStages > 0 && Scratch::products(p_) > 0) pack(&m_.first, w);
     if (Cell::kStages == 2) pack(&m_.second, w + kFirstGates * s_.hidden * s_.state);
     if (projected_) pack(&m_.projection, as_storage(p_.in.w_hr) + d_ * s_.state * s_.hidden);
   }
@@ -571,7 +507,8 @@ class BackwardLoop {
     store_rows<N>(to, b.apart * s_.directions * s_.hidden, value, n);
   }
 
-  // --- normalised cells: single rows, all units of each with one worker ---
+  // --- normalised cells: single rows, all units of each with one worker (normalized_backward.h)
+  // ---
 
   template <class Body>
   void for_row(Body body) const {
@@ -585,35 +522,6 @@ class BackwardLoop {
   Row<T> product() const { return scratch_row(m_.product, 0, kGates, kGates); }
   Row<T> dproduct() const { return scratch_row(m_.dproduct, 0, kGates, kGates); }
   Row<T> output(int plane) const { return scratch_row(m_.output, plane, 1, 3); }
-
-  void normalized_row(At b) {
-    if (!masks_.active(t_, b.row)) {
-      for_row([&](int64_t u, int n) { cell<1>(b, u, n, dhidden<1>(b, u, n)); });
-      return;
-    }
-    for_row([&](int64_t u, int n) {
-      Rows<T, 1> kept[kSaved];
-      load_saved<1>(b, u, n, kept);
-      for (int g = 0; g < kGates; ++g) {
-        store(product().data + g * m_.unit_stride + u, kept[Cell::kSaved + g].row[0]);
-      }
-    });
-    const Normal<T> normal = normal_of(product(), kNormEpsilon);
-    if constexpr (kCells > 0) {
-      normalized_output_gradient(b, normal);
-    } else {
-      for_row([&](int64_t u, int n) {
-        NormalizedBlock block(*this, b, u, n);
-        block.dstates[0] = dhidden<1>(b, u, n);
-        if (control_.zones_out(0)) block.passes[0] = take_zoned<1>(0, b, u, &block.dstates[0]);
-        Cell::backward(math_, block.kept, block.prev, block.states, block.w_unit, block.dstates,
-                       block.dgates_x, block.dgates_h, block.dw_unit);
-        finish_normalized_block(block, normal);
-      });
-    }
-    const NormalGradient<T> gradient = normal_gradient_of(product(), dproduct(), normal);
-    for_row([&](int64_t u, int n) { store_dproducts(b, u, n, gradient); });
-  }
 
   // What the cell of a block of units is given, and what it gives.
   struct NormalizedBlock {
@@ -632,79 +540,10 @@ class BackwardLoop {
       loop.load_unit_weights<1>(b, u, n, w_unit, dw_unit);
     }
   };
-
-  // Through the output, the normalised cell state and the cell, with a sum over the row between.
-  void normalized_output_gradient(At b, const Normal<T>& normal) {
-    constexpr int kGain = 2 * kGates, kBias = kGain + 1;
-    for_row([&](int64_t u, int n) {
-      Rows<T, 1> prev[Cell::kStates], kept[kSaved], states[Cell::kStates];
-      load_previous<1>(b, u, n, prev);
-      load_saved<1>(b, u, n, kept);
-      load_states<1>(b, u, n, prev, kept, states);
-      store(output(0).data + u, states[1].row[0]);
-    });
-    const Normal<T> of_cell = normal_of(output(0), kNormEpsilon);
-    for_row([&](int64_t u, int n) {
-      NormalizedBlock block(*this, b, u, n);
-      Rows<T, 1> dh = dhidden<1>(b, u, n), d_o;
-      if (control_.zones_out(0)) {
-        const Rows<T, 1> passes = take_zoned<1>(0, b, u, &dh);
-        store(m_.dhidden + b * m_.state_stride + u, passes.row[0]);
-      }
-      const Rows<T, 1> c(of_cell(block.states[1].row[0]));
-      const Rows<T, 1> dc = Cell::output_backward(
-          math_, block.kept, block.w_unit[kGain] * c + block.w_unit[kBias], dh, &d_o);
-      block.dw_unit[kGain] = block.dw_unit[kGain] + dc * c;
-      block.dw_unit[kBias] = block.dw_unit[kBias] + dc;
-      store_dw_unit<1>(b, u, n, block.dw_unit);
-      store(output(1).data + u, (dc * block.w_unit[kGain]).row[0]);
-      store(output(2).data + u, d_o.row[0]);
-    });
-    const NormalGradient<T> gradient = normal_gradient_of(output(0), output(1), of_cell);
-    for_row([&](int64_t u, int n) {
-      NormalizedBlock block(*this, b, u, n);
-      load_dcells<1>(b, u, n, block.dstates, block.passes);
-      const V c = load(output(0).data + u), dc = load(output(1).data + u);
-      const Rows<T, 1> d_o(load(output(2).data + u));
-      Cell::gates_backward(math_, block.kept, block.prev, block.states,
-                           block.dstates[1] + Rows<T, 1>(gradient(c, dc)), d_o, block.dstates,
-                           block.dgates_x, block.dgates_h);
-      if (control_.zones_out(0)) {
-        block.passes[0] = load_rows<1>(m_.dhidden + b * m_.state_stride + u, 0, kLanes);
-      }
-      finish_normalized_block(block, normal);
-    });
-  }
-
-  // Leaves what the cell gave; the gradients of the normal products wait for their row's sums.
-  void finish_normalized_block(NormalizedBlock& block, const Normal<T>& normal) {
-    const At b = block.row;
-    const int64_t u = block.unit;
-    for (int g = 0; g < kGates; ++g) {
-      const Rows<T, 1> n(normal(block.kept[Cell::kSaved + g].row[0])), dn = block.dgates_h[g];
-      block.dw_unit[g] = block.dw_unit[g] + dn * n;
-      block.dw_unit[kGates + g] = block.dw_unit[kGates + g] + dn;
-      store(dproduct().data + g * m_.unit_stride + u, (dn * block.w_unit[g]).row[0]);
-      if constexpr (!kNormalizesSum<Cell>) {
-        S* to = static_cast<S*>(p_.dgates_x) + (row(b.row) * kGates + g) * s_.hidden + u;
-        store(to, block.dgates_x[g].row[0], block.count);
-      }
-    }
-    store_dw_unit<1>(b, u, block.count, block.dw_unit);
-    store_dstates<1>(b, u, block.dstates, block.passes);
-  }
-
-  // The gradients of the products as they were, for the weights and for the step before.
-  void store_dproducts(At b, int64_t u, int n, const NormalGradient<T>& gradient) {
-    for (int g = 0; g < kGates; ++g) {
-      const int64_t at = g * m_.unit_stride + u;
-      const V dp = gradient(load(product().data + at), load(dproduct().data + at));
-      const int64_t to = (row(b.row) * kGates + g) * s_.hidden + u;
-      S* out = static_cast<S*>(kNormalizesSum<Cell> ? p_.dgates_x : p_.dgates_h);
-      store(out + to, dp, n);
-      store(dgates_ + b * m_.gates_stride + g * s_.hidden + u, dp, n);
-    }
-  }
+  void normalized_row(At b);
+  void normalized_output_gradient(At b, const Normal<T>& normal);
+  void finish_normalized_block(NormalizedBlock& block, const Normal<T>& normal);
+  void store_dproducts(At b, int64_t u, int n, const NormalGradient<T>& gradient);
 
   const BackwardParams p_;
   const Sizes s_;
@@ -720,3 +559,5 @@ class BackwardLoop {
 
 }  // namespace
 }  // namespace bptt
+
+#include "normalized_backward.h"

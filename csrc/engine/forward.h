@@ -21,8 +21,7 @@
 
 #include "../cells/cell.h"
 #include "control.h"
-#include "normalize.h"
-#include "worker.h"
+#include "forward_scratch.h"
 
 namespace bptt {
 namespace {
@@ -47,98 +46,7 @@ class ForwardLoop {
 
   static bool needs_whole_rows(const bptt::Control&) { return kNormal; }
 
-  static constexpr int64_t kProjectedRows = 128;
-  static constexpr int64_t kJoinedRows = 32;
-  // Larger weights do not stay in a cache from step to step.
-  static constexpr int64_t kJoinedBytes = 12 << 20;
-
-  static int64_t weight_bytes(const Sizes& s) {
-    return kGates * s.hidden * (s.inputs + s.state) * static_cast<int64_t>(sizeof(S));
-  }
-
-  // What a call leaves as it lies.
-  static Lying lying_of(const Sizes& s) {
-    const int64_t gates = s.steps * s.batch * kGates * s.hidden * static_cast<int64_t>(sizeof(S));
-    return plan_lying(weight_bytes(s), s.steps, s.batch, s.inputs > 0, joins(s) ? gates : 0);
-  }
-
-  struct Scratch {
-    Lying lying;     // whether weights are not packed
-    int64_t joined;  // inputs before each hidden state: I, or 0 where they are projected ahead
-    Packed<T> input, first, second, projection;
-    int64_t chunk;  // steps that are projected at a time, or 0
-    T* x;           // [chunk, B, I], each slice of the batch on its own
-    S* gates;       // [chunk, B, G, H], where nothing is saved
-    T* hidden[2];   // [B, joined + R], alternating by step: read in one, written in the other
-    T* cell;        // [B, C, H]
-    T* operand;     // [B, H]
-    T* partial;     // [B, A, H]: what the first stage leaves for the second
-    // Of controlled loops: the hidden states as they are, as those above have passed a dropout,
-    // and what that multiplies them with.
-    T* plain;  // [B, R]
-    T* kept;   // [B, R]
-    // Of normalised cells.
-    T* product;  // [B, G, H]
-    T* row;      // [B, A + 1, H]: what the cell saves, and its cell state
-    int64_t state_stride, unit_stride, input_stride, gates_stride;
-    // There is memory for the rows of a block of each slice of the batch; B above is all of these.
-    int64_t slice_rows, rows;
-
-    Scratch(Arena& arena, const ForwardParams& p, int slices, int row_slices)
-        : lying(lying_of(p.sizes)),
-          joined(!lying.lies && joins(p.sizes) ? p.sizes.inputs : 0),
-          chunk(0),
-          state_stride(row_distance<T>(joined + round_up(p.sizes.state, kLanes))),
-          unit_stride(row_distance<T>(p.sizes.hidden)),
-          input_stride(row_distance<T>(p.sizes.inputs)),
-          gates_stride(kGates * p.sizes.hidden),
-          slice_rows(rows_of_slice(p.sizes.batch, row_slices, state_stride * sizeof(T))),
-          rows(row_slices * slice_rows) {
-      const Sizes& s = p.sizes;
-      const auto weights = [&](int64_t units, int gates, int64_t depth, bool by_panel) {
-        const Handling by{slices, slices * row_slices, lying.lies, by_panel, dots_of<S>(s)};
-        return make_weights<S, T>(arena, units, gates, depth, by);
-      };
-      if (s.inputs > 0 && joined == 0) {
-        const int64_t enough = kProjectedRows * row_slices / (s.batch + 1) + 1;
-        chunk = enough < s.steps ? enough : s.steps;
-        input = weights(s.hidden, kGates, s.inputs, lying.input_by_panel);
-        x = arena.take<T>(chunk * rows * input_stride);
-        gates = arena.take<S>(saves_gates(p) ? 0 : chunk * rows * gates_stride);
-      }
-      const int64_t depth = Cell::kStages == 0 ? joined : joined + s.state;
-      first = weights(s.hidden, kFirstGates, depth, lying.state_by_panel);
-      hidden[0] = arena.take<T>(rows * state_stride);
-      hidden[1] = arena.take<T>(rows * state_stride);
-      cell = arena.take<T>(rows * kCells * unit_stride);
-      if (Cell::kStages == 2) {
-        second = weights(s.hidden, 1, s.hidden, lying.state_by_panel);
-      }
-      partial = arena.take<T>(Cell::kStages == 2 ? rows * Cell::kSaved * unit_stride : 0);
-      const bool projected = p.in.w_hr != nullptr;
-      if (projected) {
-        projection = weights(s.state, 1, s.hidden, lying.state_by_panel);
-      }
-      operand = arena.take<T>(projected || Cell::kStages == 2 ? rows * unit_stride : 0);
-      plain = arena.take<T>(p.in.control.recurrent_dropout > 0 ? rows * state_stride : 0);
-      kept = arena.take<T>(p.in.control.recurrent_dropout > 0 ? rows * state_stride : 0);
-      product = arena.take<T>(kNormal ? rows * kGates * unit_stride : 0);
-      row = arena.take<T>(kNormal ? rows * (Cell::kSaved + 1) * unit_stride : 0);
-    }
-
-    // Lets what there is of row `first` be where that of the first row of slice `slice` is.
-    void begin_at(int64_t first, int slice) {
-      const int64_t by = first - slice * slice_rows;
-      for (T** states : {&hidden[0], &hidden[1], &plain, &kept}) *states -= by * state_stride;
-      cell -= by * kCells * unit_stride;
-      operand -= by * unit_stride;
-      partial -= by * Cell::kSaved * unit_stride;
-      product -= by * kGates * unit_stride;
-      row -= by * (Cell::kSaved + 1) * unit_stride;
-      x -= by * chunk * input_stride;
-      gates -= by * gates_stride;
-    }
-  };
+  using Scratch = ForwardScratch<Cell, S>;
 
   ForwardLoop(const ForwardParams& params, const Part& part, const Scratch& scratch)
       : p_(params),
@@ -210,13 +118,6 @@ class ForwardLoop {
     }
   }
 
-  // Of weights that are packed. Depends on the problem alone: the number of workers must not change
-  // how a sum is made.
-  static bool joins(const Sizes& s) {
-    return Cell::kSharedGates && Cell::kStages < 2 && !kNormal && s.inputs > 0 &&
-           s.batch >= kJoinedRows && weight_bytes(s) <= kJoinedBytes &&
-           (s.inputs % 2 == 0 || dots_of<S>(s) == nullptr);
-  }
   int64_t time(int64_t s) const { return p_.in.reverse[d_] ? s_.steps - 1 - s : s; }
   const Packed<T>& state_blocks() const { return projected_ ? m_.projection : m_.first; }
 
@@ -328,10 +229,6 @@ class ForwardLoop {
     return static_cast<S*>(states) + (d_ * s_.batch + part_.row(b)) * width + at;
   }
 
-  static bool saves_gates(const ForwardParams& p) {
-    return Cell::kSaved >= kGates && !kNormal && p.saved != nullptr;
-  }
-
   // The projected gates [G, H] of one row in one step.
   S* gates_row(int64_t s, int64_t b) const {
     const int64_t t = time(s);
@@ -340,7 +237,7 @@ class ForwardLoop {
       const S* row = as_storage(p_.gates_x) + t * by.step + part_.row(b) * by.row;
       return const_cast<S*>(row) + d_ * by.direction;
     }
-    if (saves_gates(p_)) {
+    if (Scratch::saves_gates(p_)) {
       const Strides& by = p_.saved_strides;
       return static_cast<S*>(p_.saved) + t * by.step + part_.row(b) * by.row + d_ * by.direction;
     }
@@ -401,7 +298,7 @@ class ForwardLoop {
   // Elements between the gates of one row and those of the next place's.
   int64_t gates_row_stride(const At& b) const {
     if (p_.gates_x != nullptr) return p_.gates_x_strides.row * b.apart;
-    return saves_gates(p_) ? p_.saved_strides.row * b.apart : kGates * s_.hidden;
+    return Scratch::saves_gates(p_) ? p_.saved_strides.row * b.apart : kGates * s_.hidden;
   }
 
   // In what follows, N rows are one unless no row is masked, so only single rows look at the masks.
@@ -626,94 +523,22 @@ class ForwardLoop {
     store_hidden<N>(write_, b, u, N == 1 && masks_.clears(next_t_, b.row) ? Rows<T, N>(0) : h);
   }
 
-  // --- normalised cells: single rows, all units of each with one worker ---
+  // --- normalised cells: single rows, all units of each with one worker (normalized_forward.h) ---
 
   T* product(int64_t b, int g, int64_t u) const {
     return m_.product + (b * kGates + g) * m_.unit_stride + u;
   }
-
-  void keep_product(const Block<T>& block) const {
-    for (int g = 0; g < kGates; ++g) {
-      store(product(block.row, g, block.unit), load(block.product + g * kLanes));
-    }
+  T* row_value(const Block<T>& block, int plane) const {
+    return m_.row + (block.row * (Cell::kSaved + 1) + plane) * m_.unit_stride + block.unit;
   }
-
+  void keep_product(const Block<T>& block) const;
   template <class Body>
   void for_row(int64_t b, Body body) {
     for_blocks(m_.first, 1, 0, [&](int64_t u, int n) { body(Block<T>{b, u, n, nullptr, 0}); });
   }
-
-  void normalized_row(int64_t b) {
-    if (!masks_.active(t_, part_.row(b))) {
-      for_row(b, [&](const Block<T>& block) {
-        Rows<T, 1> prev[Cell::kStates];
-        load_states<1>(block, prev);
-        hold<1>(at<1>(part_, b), block, prev);
-      });
-      return;
-    }
-    if constexpr (kNormalizesSum<Cell>) {
-      for_row(b, [&](const Block<T>& block) {
-        Rows<T, 1> gates_x[kGates];
-        load_gates_x<1>(at<1>(part_, b), block, gates_x);
-        T* at = product(b, 0, block.unit);
-        store(at, load(at) + gates_x[0].row[0]);
-      });
-    }
-    const Row<T> row{product(b, 0, 0), kGates, s_.hidden, m_.unit_stride};
-    const Normal<T> normal = normal_of(row, kNormEpsilon);
-    for_row(b, [&](const Block<T>& block) { normalized_cell(block, normal); });
-    if constexpr (kCells > 0) normalized_outputs(b);
-  }
-
-  // The step of one block of units; of a cell with a cell state up to that one.
-  void normalized_cell(const Block<T>& block, const Normal<T>& normal) {
-    using R = Rows<T, 1>;
-    R gates_x[kGates], gates_h[kGates], prev[Cell::kStates], next[Cell::kStates];
-    R w_unit[Cell::kUnitWeights], kept[kSaved];
-    load_states<1>(block, prev);
-    load_unit_weights<1>(block, w_unit);
-    const At b = at<1>(part_, block.row);
-    if constexpr (!kNormalizesSum<Cell>) load_gates_x<1>(b, block, gates_x);
-    for (int g = 0; g < kGates; ++g) {
-      const V before = load(product(block.row, g, block.unit));
-      gates_h[g] = w_unit[g] * R(normal(before)) + w_unit[kGates + g];
-      if (kNormalizesSum<Cell>) gates_x[g] = R(0);
-      kept[Cell::kSaved + g] = R(before);
-    }
-    Cell::forward(math_, gates_x, gates_h, prev, w_unit, next, kept);
-    if constexpr (kCells == 0) {
-      leave_step<1>(b, block, prev, next, kept);
-    } else {
-      for (int a = 0; a < Cell::kSaved; ++a) store(row_value(block, a), kept[a].row[0]);
-      store(row_value(block, Cell::kSaved), next[1].row[0]);
-    }
-  }
-
-  T* row_value(const Block<T>& block, int plane) const {
-    return m_.row + (block.row * (Cell::kSaved + 1) + plane) * m_.unit_stride + block.unit;
-  }
-
-  // The outputs of a row, out of its normalised cell states.
-  void normalized_outputs(int64_t b) {
-    using R = Rows<T, 1>;
-    const Row<T> row{row_value({b, 0, 0, nullptr, 0}, Cell::kSaved), 1, s_.hidden, m_.unit_stride};
-    const Normal<T> normal = normal_of(row, kNormEpsilon);
-    for_row(b, [&](const Block<T>& block) {
-      R prev[Cell::kStates], next[Cell::kStates], w_unit[Cell::kUnitWeights], kept[kSaved];
-      load_states<1>(block, prev);
-      load_unit_weights<1>(block, w_unit);
-      for (int a = 0; a < Cell::kSaved; ++a) kept[a] = R(load(row_value(block, a)));
-      for (int g = 0; g < kGates; ++g) {
-        kept[Cell::kSaved + g] = R(load(product(b, g, block.unit)));
-      }
-      const V c = load(row_value(block, Cell::kSaved));
-      next[1] = w_unit[2 * kGates] * R(normal(c)) + w_unit[2 * kGates + 1];
-      next[0] = Cell::operand(math_, kept, prev, next);
-      next[1] = R(c);
-      leave_step<1>(at<1>(part_, b), block, prev, next, kept);
-    });
-  }
+  void normalized_row(int64_t b);
+  void normalized_cell(const Block<T>& block, const Normal<T>& normal);
+  void normalized_outputs(int64_t b);
 
   // Of a row of the batch, where it is in a [T, B, D] tensor of rows.
   int64_t row(int64_t b) const { return (t_ * s_.batch + b) * s_.directions + d_; }
@@ -733,3 +558,5 @@ class ForwardLoop {
 
 }  // namespace
 }  // namespace bptt
+
+#include "normalized_forward.h"

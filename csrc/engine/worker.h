@@ -3,6 +3,7 @@
 
 #include <new>
 
+#include "lying.h"
 #include "params.h"
 #include "plan.h"
 #include "product.h"

@@ -9,6 +9,7 @@
 #include <torch/headeronly/core/ScalarType.h>
 #include <torch/headeronly/util/Exception.h>
 
+#include <initializer_list>
 #include <optional>
 #include <sstream>
 #include <string>
@@ -46,7 +47,41 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
-inline std::string shape_text(const std::vector<int64_t>& shape) {
+// The sizes that a tensor is to have. On the stack: these ops are called in loops.
+class TensorShape {
+ public:
+  TensorShape(std::initializer_list<int64_t> sizes) : TensorShape(sizes.begin(), sizes.size()) {}
+  TensorShape(const std::vector<int64_t>& sizes) : TensorShape(sizes.data(), sizes.size()) {}
+
+  size_t size() const { return rank_; }
+  int64_t operator[](size_t k) const { return sizes_[k]; }
+  int64_t& operator[](size_t k) { return sizes_[k]; }
+  const int64_t* data() const { return sizes_; }
+
+  bool of(const Tensor& tensor) const {
+    const auto sizes = tensor.sizes();
+    if (sizes.size() != rank_) return false;
+    for (size_t k = 0; k < rank_; ++k) {
+      if (sizes[k] != sizes_[k]) return false;
+    }
+    return true;
+  }
+
+ private:
+  static constexpr size_t kMostRank = 8;
+
+  TensorShape(const int64_t* sizes, size_t rank) : rank_(rank) {
+    STD_TORCH_CHECK(rank <= kMostRank, "bptt: no shape has more than ", kMostRank, " sizes, got ",
+                    rank);
+    for (size_t k = 0; k < rank; ++k) sizes_[k] = sizes[k];
+  }
+
+  int64_t sizes_[kMostRank];
+  size_t rank_;
+};
+
+template <class Sizes>
+std::string shape_text(const Sizes& shape) {
   std::ostringstream text;
   text << '[';
   for (size_t k = 0; k < shape.size(); ++k) text << (k ? ", " : "") << shape[k];
@@ -72,14 +107,14 @@ inline void check_rank(const char* op, const char* name, const Tensor& tensor, i
 }
 
 inline void check_tensor(const char* op, const char* name, const Tensor& tensor,
-                         const char* formula, const std::vector<int64_t>& shape, ScalarType dtype) {
+                         const char* formula, const TensorShape& shape, ScalarType dtype) {
   check_given(op, name, tensor);
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be a CPU tensor");
   STD_TORCH_CHECK(tensor.scalar_type() == dtype, op, ": ", name, " must have dtype ",
                   torch::headeronly::toString(dtype), ", got ",
                   torch::headeronly::toString(tensor.scalar_type()));
-  STD_TORCH_CHECK(shape_of(tensor) == shape, op, ": ", name, " must be ", formula, " = ",
-                  shape_text(shape), ", got ", shape_text(shape_of(tensor)));
+  STD_TORCH_CHECK(shape.of(tensor), op, ": ", name, " must be ", formula, " = ", shape_text(shape),
+                  ", got ", shape_text(shape_of(tensor)));
 }
 
 }  // namespace bptt

@@ -67,13 +67,13 @@ void check_lengths(const Problem& p, const Tensor& lengths) {
 }
 
 Tensor checked(const Problem& p, const char* name, const Tensor& tensor, const char* formula,
-               const std::vector<int64_t>& shape) {
+               const TensorShape& shape) {
   check_tensor(p.op, name, tensor, formula, shape, p.dtype);
   return dense(tensor);
 }
 
 MaybeTensor checked(const Problem& p, const char* name, const MaybeTensor& tensor,
-                    const char* formula, const std::vector<int64_t>& shape) {
+                    const char* formula, const TensorShape& shape) {
   if (!tensor.has_value()) return std::nullopt;
   return checked(p, name, *tensor, formula, shape);
 }
@@ -140,8 +140,8 @@ Inputs inputs_of(const Options& o) {
 }
 
 // An op's outputs have fixed places; what a cell lacks is an empty tensor.
-Tensor make_if(bool wanted, const std::vector<int64_t>& shape, ScalarType dtype) {
-  return make(wanted ? shape : std::vector<int64_t>{0}, dtype);
+Tensor make_if(bool wanted, const TensorShape& shape, ScalarType dtype) {
+  return make(wanted ? shape : TensorShape{0}, dtype);
 }
 
 void* out(bool wanted, const Tensor& tensor) {
@@ -281,13 +281,12 @@ BackwardOutputs run_backward(Text backend, Text cell_name, MaybeTensor dy, Maybe
   const Problem p{kBackward, cell, s, y.scalar_type(), wide_of(y.scalar_type())};
   const Options o =
       checked_options(p, w_hh, w_hr, w_unit, h0, c0, lengths, resets, reverse, control, seed);
-  const std::vector<int64_t> y_shape{s.steps, s.batch, s.directions, s.state};
-  const std::vector<int64_t> unit_shape{s.steps, s.batch, s.directions, s.hidden};
-  const std::vector<int64_t> gate_shape{s.steps, s.batch, s.directions, cell.gates, s.hidden};
-  const std::vector<int64_t> h_shape{s.directions, s.batch, s.state};
-  const std::vector<int64_t> c_shape{s.directions, s.batch, cell.cell_states() * s.hidden};
-  const std::vector<int64_t> cells_shape{s.steps, s.batch, s.directions,
-                                         cell.cell_states() * s.hidden};
+  const TensorShape y_shape{s.steps, s.batch, s.directions, s.state};
+  const TensorShape unit_shape{s.steps, s.batch, s.directions, s.hidden};
+  const TensorShape gate_shape{s.steps, s.batch, s.directions, cell.gates, s.hidden};
+  const TensorShape h_shape{s.directions, s.batch, s.state};
+  const TensorShape c_shape{s.directions, s.batch, cell.cell_states() * s.hidden};
+  const TensorShape cells_shape{s.steps, s.batch, s.directions, cell.cell_states() * s.hidden};
   const Tensor y_dense = checked(p, "y", y, "[T, B, D, R]", y_shape);
   const MaybeTensor dy_dense = checked(p, "dy", dy, "[T, B, D, R]", y_shape);
   const MaybeTensor dh_n_dense = checked(p, "dh_n", dh_n, "[D, B, R]", h_shape);

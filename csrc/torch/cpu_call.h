@@ -57,10 +57,12 @@ inline const void* data(const MaybeTensor& tensor) {
 
 // On the CPU. torch::stable::new_empty finds its operator by name at every call, which takes longer
 // than all else that happens to a tensor of a short call.
-inline Tensor make(const std::vector<int64_t>& shape, ScalarType dtype) {
-  std::vector<int64_t> strides(shape.size(), 1);
-  for (size_t k = shape.size(); k-- > 1;) {
-    strides[k - 1] = strides[k] * (shape[k] > 0 ? shape[k] : 1);
+inline Tensor make(const TensorShape& shape, ScalarType dtype) {
+  TensorShape strides = shape;
+  int64_t stride = 1;
+  for (size_t k = shape.size(); k-- > 0;) {
+    strides[k] = stride;
+    stride *= shape[k] > 0 ? shape[k] : 1;
   }
   const auto number = torch::stable::detail::to<int32_t>(torch::stable::detail::from(dtype));
   AtenTensorHandle handle = nullptr;

@@ -285,7 +285,8 @@ bool backward(Text cell, Text number, std::vector<int64_t> plan, MaybeTensor dy,
                               c.made(c.cell.unit_weights > 0, "dw_unit", dw_unit,
                                      {B, D, c.cell.unit_weights * H}, ScalarType::Float),
                               c.made(two_products, "operand", operand, {T, B, D, H}),
-                              c.made(w_hr.has_value() || dh.has_value(), "dh", dh, history)};
+                              c.made(w_hr.has_value() || dh.has_value(), "dh", dh, history),
+                              0};
   const OnDevice guard(device_index(w_hh));
   Tensor scratch;
   bool refused = false;

@@ -15,7 +15,7 @@ constexpr const char* kForward = "bptt::plain_forward";
 constexpr const char* kBackward = "bptt::plain_gradients";
 
 Tensor checked(const char* op, const char* name, const Tensor& tensor, const char* formula,
-               const std::vector<int64_t>& shape, ScalarType dtype) {
+               const TensorShape& shape, ScalarType dtype) {
   check_tensor(op, name, tensor, formula, shape, dtype);
   return dense(tensor);
 }
@@ -31,7 +31,7 @@ CellTraits plain_cell(const char* op, const Text& name) {
 // The weights of a layer; tensors that nothing else holds are in `held`.
 struct Weights {
   const void *w_ih, *w_hh, *b_ih, *b_hh;
-  Tensor held[4];
+  MaybeTensor held[4];
 };
 
 // What the ops are called with: checked, and dense but for x.
@@ -43,17 +43,17 @@ struct Call {
   int64_t each;  // weights of a layer
   bool lone;     // one step of one layer: x is [B, I], y and the states are [B, H]
   const std::vector<Tensor>& weights;
-  Tensor h0, c0;  // [L, B, H]
+  MaybeTensor h0, c0;  // [L, B, H]; c0 of cells that have a cell state
 
   int64_t rows() const { return cell.gates * hidden; }
   bool has_bias() const { return each == 4; }
   bool has_cell_state() const { return cell.states > 1; }
-  std::vector<int64_t> state_shape() const {
-    return lone ? std::vector<int64_t>{batch, hidden} : std::vector<int64_t>{layers, batch, hidden};
+  TensorShape state_shape() const {
+    return lone ? TensorShape{batch, hidden} : TensorShape{layers, batch, hidden};
   }
   // Of x or an output, [T, B, width].
-  std::vector<int64_t> steps_of(int64_t width) const {
-    return lone ? std::vector<int64_t>{batch, width} : std::vector<int64_t>{steps, batch, width};
+  TensorShape steps_of(int64_t width) const {
+    return lone ? TensorShape{batch, width} : TensorShape{steps, batch, width};
   }
   Sizes sizes(int64_t width) const {
     const Dtype kind = dtype_of(op, dtype);
@@ -63,9 +63,10 @@ struct Call {
   Weights weights_of(int64_t layer, int64_t width) const {
     Weights found{};
     const Tensor* const given = &weights[layer * each];
-    const auto hold = [&](int k, const char* name, const char* formula,
-                          const std::vector<int64_t>& shape) {
-      found.held[k] = checked(op, name, given[k], formula, shape, dtype);
+    const auto hold = [&](int k, const char* name, const char* formula, const TensorShape& shape) {
+      check_tensor(op, name, given[k], formula, shape, dtype);
+      if (given[k].is_contiguous()) return data(given[k]);
+      found.held[k] = torch::stable::contiguous(given[k]);
       return data(found.held[k]);
     };
     found.w_ih = hold(0, "w_ih", "[G*H, I]", {rows(), width});
@@ -79,7 +80,7 @@ struct Call {
 
 // The states of all layers [L, B, H]: those given, or zeros.
 Tensor start_states(const Call& call, const char* name, const MaybeTensor& given) {
-  const std::vector<int64_t> shape = call.state_shape();
+  const TensorShape shape = call.state_shape();
   if (given.has_value()) {
     return checked(call.op, name, *given, call.lone ? "[B, H]" : "[L, B, H]", shape, call.dtype);
   }
@@ -129,7 +130,7 @@ Call checked_call(const char* op, const Text& cell_name, const Tensor& x,
   STD_TORCH_CHECK(call.has_cell_state() || !c0.has_value(), op, ": c0 must be None for cell ",
                   cell.name);
   call.h0 = start_states(call, "h0", h0);
-  call.c0 = call.has_cell_state() ? start_states(call, "c0", c0) : call.h0;
+  if (call.has_cell_state()) call.c0 = start_states(call, "c0", c0);
   return call;
 }
 
@@ -142,8 +143,8 @@ ForwardParams forward_params(const Call& call, int64_t l, const Tensor& input,
   p.in.w_hh = weights.w_hh;
   p.b_ih = weights.b_ih;
   p.b_hh = weights.b_hh;
-  p.in.h0 = state_of(call.h0, l);
-  p.in.c0 = call.has_cell_state() ? state_of(call.c0, l) : nullptr;
+  p.in.h0 = state_of(*call.h0, l);
+  p.in.c0 = call.has_cell_state() ? state_of(*call.c0, l) : nullptr;
   p.in.reverse = reverse;
   p.x = data(input);
   p.x_strides =
@@ -158,9 +159,9 @@ using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 Outputs run(const Call& call, const Tensor& x, std::vector<Tensor>* kept) {
   const CellTraits& cell = call.cell;
   const ScalarType wide = call.dtype == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
-  Tensor h_n = make(call.lone ? std::vector<int64_t>{0} : call.state_shape(), call.dtype);
-  Tensor c_n =
-      make(call.has_cell_state() ? call.state_shape() : std::vector<int64_t>{0}, call.dtype);
+  // What a call has not, Python gets as None.
+  Tensor h_n = call.lone ? Tensor() : make(call.state_shape(), call.dtype);
+  Tensor c_n = call.has_cell_state() ? make(call.state_shape(), call.dtype) : Tensor();
   const bool forwards = false;
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
@@ -213,7 +214,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> plain_training(Text cell
 
 // A gradient that an op gets: dense, or null.
 MaybeTensor checked_gradient(const Call& call, const char* name, const MaybeTensor& given,
-                             const std::vector<int64_t>& shape) {
+                             const TensorShape& shape) {
   if (!given.has_value()) return std::nullopt;
   const char* const formula = call.lone ? "[B, H]" : name[1] == 'y' ? "[T, B, H]" : "[L, B, H]";
   return checked(call.op, name, *given, formula, shape, call.dtype);
@@ -232,7 +233,7 @@ class Gradients {
   }
 
   // Memory for one of the op's outputs, or null where nobody asked for it.
-  void* output(size_t which, const std::vector<int64_t>& shape) {
+  void* output(size_t which, const TensorShape& shape) {
     if (needed_[which] == 0) return nullptr;
     made_[which] = make(shape, call_.dtype);
     return made_[which].mutable_data_ptr();
@@ -269,7 +270,7 @@ struct Kept {
 
   Kept(const Call& call, int64_t layer, const Tensor& last, const std::vector<Tensor>& kept) {
     const int64_t each = (call.cell.saved > 0) + call.has_cell_state() + 1;
-    const std::vector<int64_t> shape{call.steps, call.batch, call.hidden};
+    const TensorShape shape{call.steps, call.batch, call.hidden};
     STD_TORCH_CHECK(static_cast<int64_t>(kept.size()) == call.layers * each - 1, call.op,
                     ": kept must be what plain_training returned, ", call.layers * each - 1,
                     " tensors, got ", kept.size());
@@ -315,8 +316,8 @@ BackwardParams backward_params(const Call& call, int64_t l, const Kept& own, con
   BackwardParams p{};
   p.sizes = call.sizes(0);
   p.in.w_hh = weights.w_hh;
-  p.in.h0 = state_of(call.h0, l);
-  p.in.c0 = call.has_cell_state() ? state_of(call.c0, l) : nullptr;
+  p.in.h0 = state_of(*call.h0, l);
+  p.in.c0 = call.has_cell_state() ? state_of(*call.c0, l) : nullptr;
   p.in.reverse = reverse;
   p.dy = data(dy);
   p.dh_n = given.dh_n.has_value() ? state_of(*given.dh_n, l) : nullptr;
@@ -349,7 +350,7 @@ std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor 
   Products products(dtype_of(call.op, call.dtype));
   Gradients made(call, needed);
   MaybeTensor above = given.dy;
-  const std::vector<int64_t> gates{call.steps, call.batch, call.rows()};
+  const TensorShape gates{call.steps, call.batch, call.rows()};
   for (int64_t l = call.layers - 1; l >= 0; --l) {
     const Kept own(call, l, y, kept);
     const Tensor input = l == 0 ? x_dense : Kept(call, l - 1, y, kept).y;
@@ -367,8 +368,8 @@ std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor 
     k.backward(p, pool, scratch.mutable_data_ptr());
 
     const ShortLayer layer{
-        call.steps,     call.batch,  1,      call.rows(),          call.hidden, width,
-        call.dtype,     data(input), w.w_ih, state_of(call.h0, l), data(own.y), data(dgates_x),
+        call.steps,     call.batch,  1,      call.rows(),           call.hidden, width,
+        call.dtype,     data(input), w.w_ih, state_of(*call.h0, l), data(own.y), data(dgates_x),
         data(dgates_h), &forwards};
     void* dx = nullptr;
     if (l > 0) {

@@ -49,8 +49,8 @@ Gradients short_gradients(Text cell, MaybeTensor dy, MaybeTensor dh_n, MaybeTens
                      data(y_dense), data(dgates_x), data(dgates_h), backwards.get()};
   Products products(dtype_of(kOp, dtype));
   Tensor made[kOutputs];
-  const auto output = [&](Output which, bool wanted, const std::vector<int64_t>& shape) {
-    made[which] = make(wanted ? shape : std::vector<int64_t>{0}, dtype);
+  const auto output = [&](Output which, bool wanted, const TensorShape& shape) {
+    made[which] = make(wanted ? shape : TensorShape{0}, dtype);
     return wanted ? made[which].mutable_data_ptr() : nullptr;
   };
   if (void* out = output(kX, needed[kX] != 0, {steps, batch, inputs})) {

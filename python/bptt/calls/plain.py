@@ -17,10 +17,11 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 from ..engines import dispatch, measured
-from .plain_training import Training, outputs_of, trains
+from .plain_training import Training, trains
 
 CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})
-_TYPES = (Tensor, Parameter)
+_TENSORS = frozenset({Tensor})
+_WEIGHTS = frozenset({Tensor, Parameter})
 _STEPS = 64  # longer calls do not notice
 # With more a step of a plain RNN is no faster than torch's operations.
 FEW_ROWS = 64
@@ -45,46 +46,41 @@ def _undisturbed() -> bool:
     )
 
 
-def _states(hx: Any, count: int, shape: tuple[int, ...]) -> tuple[Tensor | None, ...] | None:
-    """The states of `count` kinds to start from, None for zeros; None for other shapes."""
-    if hx is None:
-        return None, None
-    states = (hx,) if count == 1 else hx
-    if type(states) is not tuple or len(states) != count:
-        return None
-    if any(type(state) is not Tensor or state.shape != shape for state in states):
-        return None
-    return states if count == 2 else (hx, None)
+# It checks all shapes and dtypes itself, so nothing here does.
+_forward_op: Any = torch.ops.bptt.plain_forward.default if dispatch.has_extension() else None
 
 
 def forward(
-    cell: str, layers: int, x: Any, hx: Any, weights: Sequence[Any], has_bias: bool
+    cell: str, x: Any, hx: Any, weights: Sequence[Any], has_bias: bool
 ) -> tuple[Tensor, Any] | None:
     """The output and the last states of layers of one direction; None where this is not for them.
 
     Args:
         cell: a name of `CELLS`.
-        layers: L.
         x: `[T, B, I]`.
         hx: what the user gave as initial states, or None.
         weights: flat, as torch.nn has them.
         has_bias: whether there are biases among them.
     """
-    if type(x) is not Tensor or not x.is_cpu or not _undisturbed():
+    if type(x) is not Tensor or not x.is_cpu or x.dim() != 3 or not _undisturbed():
         return None
-    if x.dim() != 3 or not 0 < x.shape[0] <= _STEPS or not x.numel():
+    steps, rows, _ = x.shape
+    if not 0 < steps <= _STEPS or not rows or not _WEIGHTS.issuperset(map(type, weights)):
         return None
-    if any(type(w) not in _TYPES for w in weights):
+    h0 = c0 = None
+    if cell != "lstm":
+        h0 = hx
+        if hx is not None and type(hx) is not Tensor:
+            return None
+    elif hx is not None:
+        if type(hx) is not tuple or len(hx) != 2 or not _TENSORS.issuperset(map(type, hx)):
+            return None
+        h0, c0 = hx
+    made = _run(cell, x, h0, c0, weights, has_bias)
+    if made is None:
         return None
-    count = 2 if cell == "lstm" else 1
-    states = _states(hx, count, (layers, x.shape[1], weights[1].shape[-1]))
-    if states is None:
-        return None
-    found = _run(cell, x, states, weights, has_bias)
-    if found is None:
-        return None
-    y, *last = found
-    return y, tuple(last) if count == 2 else last[0]
+    y, h_n, c_n = made
+    return y, ((h_n, c_n) if cell == "lstm" else h_n)
 
 
 def step(
@@ -98,33 +94,39 @@ def step(
         hx: the states before, each `[B, H]`, or None for zeros.
         weights: w_ih, w_hh and, with `has_bias`, b_ih and b_hh.
     """
-    if not x.is_cpu or not x.numel() or any(type(w) not in _TYPES for w in weights):
+    if not x.is_cpu or not x.numel() or not _WEIGHTS.issuperset(map(type, weights)):
         return None
-    rows = x.shape[0]  # len of a tensor asks torch's modes
-    if (rows > FEW_ROWS and cell not in _MANY_ROWS) or not _undisturbed():
+    if cell not in _MANY_ROWS and x.shape[0] > FEW_ROWS:  # len of a tensor asks torch's modes
         return None
-    states: tuple[Any, ...] = (None, None)
+    h0 = c0 = None
     if hx is not None:
-        shape = (rows, weights[1].shape[-1])
-        if any(type(state) is not Tensor or state.shape != shape for state in hx):
+        if not _TENSORS.issuperset(map(type, hx)):
             return None
-        states = hx if len(hx) == 2 else (*hx, None)
-    return _run(cell, x, states, weights, has_bias)
+        h0, c0 = hx if cell == "lstm" else (hx[0], None)
+    if not _undisturbed():
+        return None
+    made = _run(cell, x, h0, c0, weights, has_bias)
+    if made is None:
+        return None
+    return (made[0], made[2]) if cell == "lstm" else (made[0],)
 
 
 def _run(
-    cell: str, x: Tensor, states: Sequence[Any], weights: Sequence[Any], has_bias: bool
-) -> tuple[Tensor, ...] | None:
-    training = torch.is_grad_enabled() and _asks_for_gradients(x, *states, *weights)
+    cell: str, x: Tensor, h0: Any, c0: Any, weights: Sequence[Any], has_bias: bool
+) -> tuple[Any, Any, Any] | None:
+    """y, h_n and c_n; None for those that the call has not, or for all where something is wrong."""
+    training = torch.is_grad_enabled() and _asks_for_gradients(x, h0, c0, *weights)
     if training and not trains(cell, x):
         return None
     try:
+        made: tuple[Any, Any, Any]
         if training:
-            return Training.applied(cell, has_bias, x, *states, *weights)
-        made = torch.ops.bptt.plain_forward.default(cell, x, weights, has_bias, *states)
+            made = Training.applied(cell, has_bias, x, h0, c0, *weights)
+        else:
+            made = _forward_op(cell, x, weights, has_bias, h0, c0)
     except RuntimeError:
-        return None  # something is wrong; the usual way says what
-    return outputs_of(cell, x, *made)
+        return None  # the usual way says what it is
+    return made
 
 
 def _asks_for_gradients(*tensors: Tensor | None) -> bool:

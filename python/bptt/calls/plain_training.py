@@ -26,17 +26,14 @@ def trains(cell: str, x: Tensor) -> bool:
     return cell in _CELLS and x.dtype in _TYPES and rows <= _MOST_ROWS
 
 
-def outputs_of(cell: str, x: Tensor, y: Any, h_n: Any, c_n: Any) -> tuple[Any, ...]:
-    """Those that a call has: for one step, `x [B, I]`, y is the hidden state, too."""
-    states = (c_n,) if cell == "lstm" else ()
-    return (y, *states) if x.dim() == 2 else (y, h_n, *states)
-
-
 class Training(torch.autograd.Function):
-    """Layers in training. Inputs: cell, has_bias, x, h0, c0, and the weights."""
+    """Layers in training. Inputs: cell, has_bias, x, h0, c0, and the weights.
+
+    Outputs: y, h_n and c_n, or None. One step, `x [B, I]`, has no h_n: that is y.
+    """
 
     @classmethod
-    def applied(cls, *inputs: Any) -> tuple[Tensor, ...]:
+    def applied(cls, *inputs: Any) -> tuple[Any, Any, Any]:
         """`apply`, as nobody transforms, without what it does for those who do."""
         inputs = torch._functorch.utils.unwrap_dead_wrappers(inputs)
         return super(torch.autograd.Function, cls).apply(*inputs)  # type: ignore[misc]
@@ -44,12 +41,12 @@ class Training(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, cell: str, has_bias: bool, x: Tensor, h0: Any, c0: Any, *weights: Tensor
-    ) -> tuple[Tensor, ...]:
+    ) -> tuple[Any, Any, Any]:
         y, h_n, c_n, kept = _with_kept(cell, has_bias, x, h0, c0, weights)
         ctx.call = cell, has_bias, len(weights)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(x, h0, c0, *weights, y, *kept)
-        return outputs_of(cell, x, y, h_n, c_n)
+        return y, h_n, c_n
 
     @staticmethod
     def backward(ctx: Any, *douts: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -78,9 +75,7 @@ def _gradients(
     needed: Sequence[bool],
 ) -> list[Tensor | None]:
     x, h0, c0, *weights = inputs
-    if x.dim() == 2:
-        douts = (douts[0], None, *douts[1:])
-    dy, dh_n, dc_n = douts if len(douts) == 3 else (*douts, None)
+    dy, dh_n, dc_n = douts
     with torch._C._AutoDispatchBelowAutograd():
         made: list[Tensor | None] = torch.ops.bptt.plain_gradients.default(
             cell, dy, dh_n, dc_n, x, weights, has_bias, h0, c0, y, kept, needed
@@ -90,9 +85,9 @@ def _gradients(
 
 def _with_kept(
     cell: str, has_bias: bool, x: Tensor, h0: Any, c0: Any, weights: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, list[Tensor]]:
+) -> tuple[Tensor, Any, Any, list[Tensor]]:
     with torch._C._AutoDispatchBelowAutograd():
-        made: tuple[Tensor, Tensor, Tensor, list[Tensor]] = torch.ops.bptt.plain_training.default(
+        made: tuple[Tensor, Any, Any, list[Tensor]] = torch.ops.bptt.plain_training.default(
             cell, x, weights, has_bias, h0, c0
         )
     return made
@@ -149,7 +144,7 @@ def _usual(cell: str, has_bias: bool, x: Tensor, h0: Any, c0: Any, *weights: Ten
     if x.dim() == 2:
         h0, c0 = (None if state is None else state.unsqueeze(0) for state in (h0, c0))
         full = _usual(cell, has_bias, x.unsqueeze(0), h0, c0, *weights)
-        return tuple(t[0] for t in (full[0], *full[2:]))
+        return full[0][0], None, None if full[2] is None else full[2][0]
     each = 4 if has_bias else 2
     layers = range(0, len(weights), each)
     zeros = x.new_zeros(len(layers), x.shape[1], weights[1].shape[-1])
@@ -163,6 +158,6 @@ def _usual(cell: str, has_bias: bool, x: Tensor, h0: Any, c0: Any, *weights: Ten
         c = None if c0 is None else c0[own]
         loop = LoopInputs(None, x, w_ih, b_ih, w_hh, b_hh, None, None, h0[own], c, None, None)
         y, h_n, c_n, _, _ = Loop.applied(Config("cpu", cell, (False,)), *loop)
-        last.append((h_n, c_n) if cell == "lstm" else (h_n,))
+        last.append((h_n, c_n if cell == "lstm" else None))
         x = y.flatten(2)
-    return x, *(torch.cat(column) for column in zip(*last, strict=True))
+    return x, *(None if of[0] is None else torch.cat(of) for of in zip(*last, strict=True))

@@ -98,6 +98,7 @@ class RecurrentLayer(Traced, nn.RNNBase):
         return_cells: bool,
         mask: Tensor | None,
     ) -> Any:
+        eager = not torch.compiler.is_compiling()
         if isinstance(input, Proxy) or isinstance(hx, Proxy):
             return self._node(
                 input,
@@ -108,13 +109,12 @@ class RecurrentLayer(Traced, nn.RNNBase):
                 return_cells=return_cells,
                 mask=mask,
             )
-        weights = self._weights()
-        if not torch.compiler.is_compiling() and self._is_plain(hx):
-            bare = lengths is None and resets is None and mask is None
-            if bare and grad_norms is None and not return_cells:
-                answer = self._plain_forward(input, hx, weights)
-                if answer is not None:
-                    return answer
+        weights = self._weights(eager)
+        bare = lengths is None and resets is None and mask is None
+        if eager and bare and grad_norms is None and not return_cells and self._is_plain(hx):
+            answer = self._plain_forward(input, hx, weights)
+            if answer is not None:
+                return answer
         call = self._call(return_cells)
         if mask is not None:
             lengths = checks.lengths_of_mask(self._kind, mask, input, lengths, self.batch_first)
@@ -122,12 +122,15 @@ class RecurrentLayer(Traced, nn.RNNBase):
             hx = self._initial_state(input, 3, 0 if self.batch_first else 1)
         return functional.run(call, input, hx, weights, lengths, resets, grad_norms)
 
-    def _weights(self) -> list[Any]:
+    def _weights(self, eager: bool) -> list[Any]:
         """The flat weights; where nothing replaced a parameter, without nn.Module's search."""
-        names, own = self._flat_weights_names, self._parameters
-        if torch.compiler.is_compiling():
-            return [getattr(self, name) for name in names]
-        return [own[name] if name in own else getattr(self, name) for name in names]
+        names = self._flat_weights_names
+        if eager:
+            try:
+                return list(map(self._parameters.__getitem__, names))
+            except KeyError:
+                pass
+        return [getattr(self, name) for name in names]
 
     def _is_plain(self, hx: Any) -> bool:
         """Whether a call is one for `calls.plain`, as far as the layer goes."""
@@ -148,7 +151,7 @@ class RecurrentLayer(Traced, nn.RNNBase):
         x = input
         if first and isinstance(input, Tensor) and input.dim() == 3:
             x = input.transpose(0, 1)
-        answer = plain.forward(self._cell_name, self.num_layers, x, hx, weights, self.bias)
+        answer = plain.forward(self._cell_name, x, hx, weights, self.bias)
         if answer is None or not first:
             return answer
         return answer[0].transpose(0, 1), answer[1]
@@ -183,11 +186,12 @@ class RecurrentLayer(Traced, nn.RNNBase):
             )
         if hx is None and self.learn_initial_state:
             hx = self._initial_state(input, 2, 0)
-        weights = self._weights()
-        bare = not torch.compiler.is_compiling() and resets is None and self._is_plain(hx)
+        eager = not torch.compiler.is_compiling()
+        weights = self._weights(eager)
+        bare = eager and resets is None and self._is_plain(hx)
         if bare and type(input) is Tensor and input.dim() == 2:
             x = input.unsqueeze(0)
-            answer = plain.forward(self._cell_name, self.num_layers, x, hx, weights, self.bias)
+            answer = plain.forward(self._cell_name, x, hx, weights, self.bias)
             if answer is not None:
                 return answer[0][0], answer[1]
         return functional.step(self._call(False), input, hx, weights, resets)

@@ -106,17 +106,18 @@ def test_every_cell_number_and_team_is_there(kernels):
     """Persistent kernels for cells with one product, the step tier for all; in four numbers.
 
     Full float32 weights are not held in registers. Where there is no GPU, a build in place has
-    bfloat16 alone.
+    bfloat16 alone, and of the RNNs, which differ by an activation, one of three.
     """
     names = [kernel.name for kernel in kernels if kernel.arch == "sm_90a"]
     few = not any("Tf32" in name for name in names)
-    numbers, held_numbers = (1, 1) if few else (4, 3)
+    numbers, held_numbers, left_out = (1, 1, 2) if few else (4, 3, 0)
+    persistent, stepwise = 6 - left_out, 7 - left_out
     for way in ("forward", "backward"):
         shared = [n for n in names if n.startswith(f"recurrence_{way}<") and "SharedW" in n]
         held = [n for n in names if n.startswith(f"recurrence_{way}<") and "HeldW" in n]
-        assert (len(shared), len(held)) == (6 * numbers * 3, 6 * held_numbers * 3)
+        assert (len(shared), len(held)) == (persistent * numbers * 3, persistent * held_numbers * 3)
         # A second launch a step for the projections of two cells, and the two stages of a third.
-        assert sum(name.startswith(f"step_{way}<") for name in names) >= (7 + 3) * numbers
+        assert sum(name.startswith(f"step_{way}<") for name in names) >= (stepwise + 3) * numbers
 
 
 def test_the_table(kernels):

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import bptt
-from bptt.calls.packed import SPARE_OF_ALL, SPARE_OF_SEGMENT, cut
+from bptt.calls.packed import SPARE_OF_ALL, SPARE_OF_SEGMENT, SPARE_WITHOUT_GRADIENTS, cut
 from test_memory import saved_storages
 
 LENGTHS = {
@@ -139,17 +139,30 @@ def test_options_of_the_loop_see_whole_sequences():
     torch.testing.assert_close(nn.utils.rnn.pad_packed_sequence(cells[0])[0], expected_cells[0])
 
 
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_without_gradients(name, lengths):
+    """Segments are longer then, and hold more that is not valid."""
+    theirs, ours = pair(name, 5, 6, bidirectional=True, num_layers=2, dtype=F64)
+    batch = packed_batch(mixed(lengths))
+    hx = states_of(ours, len(lengths))
+    with torch.no_grad():
+        (expected, last), (y, got) = (layer(batch, hx) for layer in (theirs, ours))
+    torch.testing.assert_close([y.data, *flat(got)], [expected.data, *flat(last)])
+
+
+@pytest.mark.parametrize("part", [SPARE_OF_SEGMENT, SPARE_WITHOUT_GRADIENTS])
 @given(st.lists(st.integers(0, 60), min_size=1, max_size=80))
-def test_segments_cover_every_row_and_have_few_to_spare(heights):
+def test_segments_cover_every_row_and_have_few_to_spare(part, heights):
     sizes = sorted(heights, reverse=True)
-    segments = cut(sizes)
+    segments = cut(sizes, part)
     assert [size for s in segments for size in s.steps] == sizes
     first = 0
     for s in segments:
         assert s.first == first
         first += s.rows
         spare = len(s.steps) * s.batch - s.rows
-        assert spare <= max(SPARE_OF_SEGMENT * s.rows, SPARE_OF_ALL * sum(sizes))
+        assert spare <= max(part * s.rows, SPARE_OF_ALL * sum(sizes))
 
 
 @pytest.mark.parametrize("bidirectional", [False, True])

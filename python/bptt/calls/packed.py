@@ -2,7 +2,8 @@
 
 A layer runs on a padded batch [t, B, I]. One over all steps of a packed sequence would have T*B
 rows where N are valid, and N may be a small part of that. So time is cut into segments, each as
-high as its first step, none with many rows to spare; states go from one segment to the next.
+high as its first step, none with many rows to spare; states go from one segment to the next. On a
+CPU, without gradients, segments are longer: there padding costs little.
 Between layers the rows stay packed, and so dropout draws what it draws in torch.nn.
 """
 
@@ -25,6 +26,9 @@ from .checks import Call
 # between more memory and more passes.
 SPARE_OF_SEGMENT = 0.2
 SPARE_OF_ALL = 1 / 64
+# On a CPU, whose loop leaves padding out, rows to spare cost memory alone, and without gradients no
+# longer than a layer runs.
+SPARE_WITHOUT_GRADIENTS = 1.0
 
 
 class Segment(NamedTuple):
@@ -49,18 +53,19 @@ class Segment(NamedTuple):
         return sum(self.steps)
 
 
-def cut(batch_sizes: Sequence[int]) -> list[Segment]:
+def cut(batch_sizes: Sequence[int], spare: float = SPARE_OF_SEGMENT) -> list[Segment]:
     """Cut steps into segments with few rows to spare.
 
     Args:
         batch_sizes: how many rows each step has, never rising.
+        spare: the part of its valid rows that a segment may have besides.
     """
     spare_of_all = SPARE_OF_ALL * sum(batch_sizes)
     segments: list[Segment] = []
     start = first = valid = 0
     for t, size in enumerate(batch_sizes):
         padded = (t + 1 - start) * batch_sizes[start]
-        most = max(SPARE_OF_SEGMENT * (valid + size), spare_of_all)
+        most = max(spare * (valid + size), spare_of_all)
         if padded - valid - size > most:
             segments.append(Segment(tuple(batch_sizes[start:t]), first))
             start, first, valid = t, first + valid, 0
@@ -118,7 +123,9 @@ def run(
     sizes = batch_sizes.tolist()
     # Masks and borders of truncation are functions of the step; norms are those of one pass.
     whole = call.varied or call.keep_cells or norms[0] is not None
-    segments = [Segment(tuple(sizes), 0)] if whole else cut(sizes)
+    quick = data.is_cpu and not torch.is_grad_enabled()
+    spare = SPARE_WITHOUT_GRADIENTS if quick else SPARE_OF_SEGMENT
+    segments = [Segment(tuple(sizes), 0)] if whole else cut(sizes, spare)
     pieces = [_place(segment, data.device) for segment in segments]
     directions, layers = call.directions, call.num_layers
     left: list[tuple[Tensor, Tensor | None]] = []

@@ -146,8 +146,9 @@ def test_without_gradients(name, lengths):
     theirs, ours = pair(name, 5, 6, bidirectional=True, num_layers=2, dtype=F64)
     batch = packed_batch(mixed(lengths))
     hx = states_of(ours, len(lengths))
+    expected, last = theirs(batch, hx)  # torch 2.13 has an error for an LSTM of float64 in no_grad
     with torch.no_grad():
-        (expected, last), (y, got) = (layer(batch, hx) for layer in (theirs, ours))
+        y, got = ours(batch, hx)
     torch.testing.assert_close([y.data, *flat(got)], [expected.data, *flat(last)])
 
 

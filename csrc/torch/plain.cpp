@@ -367,10 +367,21 @@ std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor 
     Tensor scratch = scratch_memory(k.backward_scratch(p, pool.count));
     k.backward(p, pool, scratch.mutable_data_ptr());
 
-    const ShortLayer layer{
-        call.steps,     call.batch,  1,      call.rows(),           call.hidden, width,
-        call.dtype,     data(input), w.w_ih, state_of(*call.h0, l), data(own.y), data(dgates_x),
-        data(dgates_h), &forwards};
+    const ShortLayer layer{call.steps,
+                           call.batch,
+                           1,
+                           call.rows(),
+                           call.hidden,
+                           width,
+                           call.dtype,
+                           data(input),
+                           w.w_ih,
+                           state_of(*call.h0, l),
+                           data(own.y),
+                           data(dgates_x),
+                           data(dgates_h),
+                           &forwards,
+                           !h0.has_value()};
     void* dx = nullptr;
     if (l > 0) {
       above = make(call.steps_of(call.hidden), call.dtype);

@@ -50,6 +50,7 @@ struct ShortLayer {
   const void *x, *w_ih, *h0, *y;    // [T, B, I], [D, G*H, I], [D, B, R], [T, B, D, R]
   const void *dgates_x, *dgates_h;  // [T, B, D, G*H]
   const bool* reverse;              // [D]
+  bool from_zeros = false;          // whether h0 is
 
   int64_t element() const { return dtype == ScalarType::Double ? 8 : 4; }
   const void* past(const void* base, int64_t elements) const {
@@ -105,14 +106,31 @@ inline void input_weight_sums(const ShortLayer& c, Products& products, void* out
   }
 }
 
-// out [D, G*H, R]: sums of dgates^T h, h being the hidden state that entered each step.
+// The sums of the columns of a matrix [M, N], as one of [1, N].
+inline Matrix column_sums(const Matrix& m, ScalarType dtype, void* sums) {
+  if (dtype == ScalarType::Double) {
+    add_rows(m, static_cast<double*>(sums));
+  } else {
+    add_rows(m, static_cast<float*>(sums));
+  }
+  return {sums, 1, m.columns, m.columns, 1};
+}
+
+// out [D, G*H, R]: sums of dgates^T h, h being the hidden state that entered each step. Where the
+// first one is zeros, so are its sums, but for what is not finite: a product of depth one.
 inline void hidden_weight_sums(const ShortLayer& c, Products& products, void* out) {
+  std::vector<double> added(c.from_zeros ? c.rows : 0);  // memory for floats, too
   for (int64_t d = 0; d < c.directions; ++d) {
     const int64_t rest = c.steps - 1;
     const bool backwards = c.reverse[d];
     void* const sums = c.past(out, d * c.rows * c.state);
-    const Matrix first = c.steps_of(c.dgates_h, d, c.rows, backwards ? rest : 0, 1);
-    products.multiply(first.transposed(), c.plane(c.h0, d, c.batch, c.state), nullptr, sums);
+    Matrix first = c.steps_of(c.dgates_h, d, c.rows, backwards ? rest : 0, 1);
+    Matrix entered = c.plane(c.h0, d, c.batch, c.state);
+    if (c.from_zeros && c.batch > 0) {
+      first = column_sums(first, c.dtype, added.data());
+      entered.rows = 1;
+    }
+    products.multiply(first.transposed(), entered, nullptr, sums);
     if (rest == 0) continue;
     const Matrix later = c.steps_of(c.dgates_h, d, c.rows, backwards ? 0 : 1, rest);
     const Matrix earlier = c.steps_of(c.y, d, c.state, backwards ? 1 : 0, rest);
@@ -123,13 +141,7 @@ inline void hidden_weight_sums(const ShortLayer& c, Products& products, void* ou
 // out [D, G*H]: sums of gradients of gates over time and batch.
 inline void bias_sums(const ShortLayer& c, const void* dgates, void* out) {
   for (int64_t d = 0; d < c.directions; ++d) {
-    const Matrix rows = c.steps_of(dgates, d, c.rows, 0, c.steps);
-    void* const sums = c.past(out, d * c.rows);
-    if (c.dtype == ScalarType::Double) {
-      add_rows(rows, static_cast<double*>(sums));
-    } else {
-      add_rows(rows, static_cast<float*>(sums));
-    }
+    column_sums(c.steps_of(dgates, d, c.rows, 0, c.steps), c.dtype, c.past(out, d * c.rows));
   }
 }
 

@@ -23,6 +23,9 @@ from . import variants
 from .checks import Call
 
 _REVERSE = {1: (False,), 2: (False, True)}
+# Bytes of a direction's weights, for each row of T*B and besides, whose copy, into one tensor for
+# both directions, takes longer than one direction waits for the other (benchmarks/NOTES.md).
+_APART_BYTES, _APART_BYTES_A_ROW = 512 << 10, 16 << 10
 
 
 def run(
@@ -57,11 +60,18 @@ def run(
     h0s = (h0,) if layers == 1 else h0.split(directions)
     c0s = (None,) * layers if c0 is None else (c0,) if layers == 1 else c0.split(directions)
     states = list(zip(h0s, c0s, strict=True))
-    stacked = [stacked_weights(call, weights, layer) for layer in range(layers)]
+    # Norms come from one backward pass over all steps of a layer.
+    asked = norms[0] is not None or call.varied or call.keep_cells
+    apart = not asked and _are_apart(call, x, weights)
+    stacked = [] if apart else [stacked_weights(call, weights, layer) for layer in range(layers)]
     cells: list[Tensor] = []
 
     def run_layer(layer: int, piece: overlap.Slice, state: overlap.State) -> Any:
-        y, h_n, c_n, kept = one_layer(call, piece, stacked[layer], state, reverse, norms[layer])
+        if apart:
+            outputs = _one_by_one(call, piece, weights, layer, state)
+        else:
+            outputs = one_layer(call, piece, stacked[layer], state, reverse, norms[layer])
+        y, h_n, c_n, kept = outputs
         if kept is not None:
             cells.append(kept.flatten(2))
         last = layer == layers - 1
@@ -70,10 +80,8 @@ def run(
             output = F.dropout(output, call.dropout, True)
         return output, (h_n, c_n)
 
-    hidden = stacked[0][0].shape[1] // call.gates
+    hidden = weights[0].shape[0] // call.gates
     sizes = Sizes(x.shape[0], x.shape[1], directions, hidden, h0.shape[-1])
-    # Norms come from one backward pass over all steps of a layer.
-    asked = norms[0] is not None or call.varied or call.keep_cells
     chunk = 0 if asked else overlap.chunk_steps(call.cell, layers, sizes, x)
     if chunk > 0:
         output, states = overlap.run(run_layer, overlap.Slice(x, lengths, resets), states, chunk)
@@ -106,19 +114,48 @@ def one_layer(
     )  # fmt: skip
 
 
+def _are_apart(call: Call, x: Tensor, weights: Sequence[Tensor]) -> bool:
+    """Whether the two directions of each layer run one after the other, on weights as they are."""
+    if call.directions == 1 or not x.is_cpu or torch.compiler.is_compiling():
+        return False
+    size = sum(w.numel() * w.element_size() for w in weights[: call.tensors])
+    return size >= _APART_BYTES + _APART_BYTES_A_ROW * x.shape[0] * x.shape[1]
+
+
+def _one_by_one(
+    call: Call, piece: overlap.Slice, weights: Sequence[Tensor], layer: int, state: overlap.State
+) -> Outputs:
+    made = []
+    for d, way in enumerate(_REVERSE[2]):
+        mine = _direction_weights(call, weights, layer, d)
+        h0, c0 = state
+        own = (h0[d : d + 1], None if c0 is None else c0[d : d + 1])
+        made.append(one_layer(call, piece, _in_place(call, mine), own, (way,), None))
+    ys, h_ns, c_ns, _ = zip(*made, strict=True)
+    c_n = None if c_ns[0] is None else torch.cat(c_ns)
+    return Outputs(torch.cat(ys, 2), torch.cat(h_ns), c_n, None)
+
+
+def _direction_weights(
+    call: Call, weights: Sequence[Tensor], layer: int, direction: int
+) -> list[Tensor]:
+    start = (layer * call.directions + direction) * call.tensors
+    return [w.unsqueeze(0) for w in weights[start : start + call.tensors]]
+
+
 def stacked_weights(call: Call, weights: Sequence[Tensor], layer: int) -> list[Any]:
     """The weights of one layer with the direction as first axis; None for what it does not have.
 
     Those of a layer normalisation come last.
     """
-    count = call.tensors
-    start = layer * call.directions * count
+    each = [_direction_weights(call, weights, layer, d) for d in range(call.directions)]
     if call.directions == 1:
-        present = [w.unsqueeze(0) for w in weights[start : start + count]]
-    else:
-        middle = start + count
-        pairs = zip(weights[start:middle], weights[middle : middle + count], strict=True)
-        present = [torch.stack(pair) for pair in pairs]
+        return _in_place(call, each[0])
+    return _in_place(call, [torch.cat(pair) for pair in zip(*each, strict=True)])
+
+
+def _in_place(call: Call, present: Sequence[Tensor]) -> list[Any]:
+    """Weights, each in its place in a list of all that a layer may have."""
     rest = iter(present)
     free = CELLS[call.cell].free
     w_ih, w_hh = next(rest), None if free else next(rest)

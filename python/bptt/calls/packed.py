@@ -134,13 +134,14 @@ def run(
     for layer in range(layers):
         rows = slice(layer * directions, (layer + 1) * directions)
         state = (h0[rows], None if c0 is None else c0[rows])
-        layer_weights = stack.stacked_weights(call, weights, layer)
         if len(pieces) == 1:
-            y, states, kept = _whole(call, pieces[0], output, layer_weights, state, norms[layer])
+            stacked = stack.stacked_weights(call, weights, layer)
+            y, states, kept = _whole(call, pieces[0], output, stacked, state, norms[layer])
             if kept is not None:
                 cells.append(kept)
         else:
-            y, states = _in_segments(call, pieces, output, layer_weights, state)
+            own = [stack.direction_weights(call, weights, layer, d) for d in range(directions)]
+            y, states = _in_segments(call, pieces, output, own, state)
         left.append(states)
         last = layer == layers - 1
         merged = stack.merge(y.unsqueeze(1), call.merge_mode, last)
@@ -173,16 +174,18 @@ def _in_segments(
     call: Call,
     pieces: Sequence[_Piece],
     data: Tensor,
-    weights: Sequence[Any],
+    weights: Sequence[Sequence[Any]],
     state: overlap.State,
 ) -> tuple[Tensor, overlap.State]:
-    """One layer, one direction and segment after another: `[N, D, R]` and its last states."""
+    """One layer, one direction and segment after another: `[N, D, R]` and its last states.
+
+    `weights` are those of each direction.
+    """
     batches = [piece.slice(data) for piece in pieces]
     outputs, left = [], []
     for d in range(call.directions):
-        mine = [None if w is None else w[d : d + 1] for w in weights]
         start = _States(s[d : d + 1] for s in state if s is not None)
-        y, states = _one_direction(call, pieces, batches, mine, start, d == 1)
+        y, states = _one_direction(call, pieces, batches, weights[d], start, d == 1)
         outputs.append(y)
         left.append(states)
     h_n, c_n = (torch.cat(column) if column else None for column in _columns(left))

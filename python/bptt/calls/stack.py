@@ -127,20 +127,21 @@ def _one_by_one(
 ) -> Outputs:
     made = []
     for d, way in enumerate(_REVERSE[2]):
-        mine = _direction_weights(call, weights, layer, d)
         h0, c0 = state
         own = (h0[d : d + 1], None if c0 is None else c0[d : d + 1])
-        made.append(one_layer(call, piece, _in_place(call, mine), own, (way,), None))
+        mine = direction_weights(call, weights, layer, d)
+        made.append(one_layer(call, piece, mine, own, (way,), None))
     ys, h_ns, c_ns, _ = zip(*made, strict=True)
     c_n = None if c_ns[0] is None else torch.cat(c_ns)
     return Outputs(torch.cat(ys, 2), torch.cat(h_ns), c_n, None)
 
 
-def _direction_weights(
+def direction_weights(
     call: Call, weights: Sequence[Tensor], layer: int, direction: int
-) -> list[Tensor]:
+) -> list[Any]:
+    """As `stacked_weights`, of one direction: views."""
     start = (layer * call.directions + direction) * call.tensors
-    return [w.unsqueeze(0) for w in weights[start : start + call.tensors]]
+    return _in_place(call, [w.unsqueeze(0) for w in weights[start : start + call.tensors]])
 
 
 def stacked_weights(call: Call, weights: Sequence[Tensor], layer: int) -> list[Any]:
@@ -148,10 +149,12 @@ def stacked_weights(call: Call, weights: Sequence[Tensor], layer: int) -> list[A
 
     Those of a layer normalisation come last.
     """
-    each = [_direction_weights(call, weights, layer, d) for d in range(call.directions)]
     if call.directions == 1:
-        return _in_place(call, each[0])
-    return _in_place(call, [torch.cat(pair) for pair in zip(*each, strict=True)])
+        return direction_weights(call, weights, layer, 0)
+    start = layer * 2 * call.tensors
+    middle = start + call.tensors
+    pairs = zip(weights[start:middle], weights[middle : middle + call.tensors], strict=True)
+    return _in_place(call, [torch.stack(pair) for pair in pairs])
 
 
 def _in_place(call: Call, present: Sequence[Tensor]) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -293,5 +294,10 @@ def _panels(rows: int, columns: int) -> Any:
 
 
 def _saved(figure: Any, path: Path) -> Path:
-    figure.savefig(path, dpi=110)
+    """Few colours: a file of all panels of a grid takes a third, and lies in the repository."""
+    from PIL import Image  # matplotlib needs it, too
+
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=110)
+    Image.open(drawn).convert("RGB").quantize(128).save(path, optimize=True)
     return path

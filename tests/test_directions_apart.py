@@ -81,3 +81,19 @@ def test_large_weights_and_few_rows_run_apart(monkeypatch):
     for units, rows in itertools.product((16, 256), (1, 200)):
         bptt.LSTM(16, units, bidirectional=True)(torch.randn(rows, 1, 16))
     assert seen == [False, False, True, False]
+
+
+class Output(bptt.LSTM):
+    def forward(self, x):
+        return super().forward(x)[0]
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dynamo", [False, True])
+def test_an_exported_layer_is_one_node(dynamo, tmp_path):
+    onnx = pytest.importorskip("onnx")
+    path = tmp_path / "layer.onnx"
+    model = torch.nn.Sequential(Output(16, 256, bidirectional=True)).eval()
+    torch.onnx.export(model, (torch.randn(1, 1, 16),), str(path), dynamo=dynamo, verbose=False)
+    kinds = [node.op_type for node in onnx.load(path).graph.node]
+    assert kinds.count("LSTM") == 1

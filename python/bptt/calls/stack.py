@@ -116,7 +116,9 @@ def one_layer(
 
 def _are_apart(call: Call, x: Tensor, weights: Sequence[Tensor]) -> bool:
     """Whether the two directions of each layer run one after the other, on weights as they are."""
-    if call.directions == 1 or not x.is_cpu or torch.compiler.is_compiling():
+    if call.directions == 1 or not x.is_cpu:
+        return False
+    if torch.compiler.is_compiling() or torch._C._is_tracing():  # a graph is for any size
         return False
     size = sum(w.numel() * w.element_size() for w in weights[: call.tensors])
     return size >= _APART_BYTES + _APART_BYTES_A_ROW * x.shape[0] * x.shape[1]

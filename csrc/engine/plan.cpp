@@ -12,8 +12,8 @@ constexpr double kFlopsPerUnitSlice = 3.2e4;     // one step: meeting at a barri
 constexpr int64_t kRowsPerSlice = 6;             // fewer rows leave the product's tile half empty
 constexpr double kPrivateWeightBytes = 1 << 20;  // weights every core can keep in its own cache
 constexpr int64_t kStepsOfRowSlices = 4;
-constexpr double kFlopsPerMicrosecond = 1e5;               // of a worker
-constexpr int kLeastPatience = 200, kMostPatience = 5000;  // a wakeup; a turn of the scheduler
+constexpr double kFlopsPerMicrosecond = 1e5;                // of a worker
+constexpr int kLeastPatience = 200, kMostPatience = 50000;  // a wakeup; some turns of a scheduler
 constexpr int64_t kManyRows = 128;  // of a worker, which may stream all the weights for them
 
 // A product of little depth is mostly a result. Tasks that have whole rows of it do not meet at the

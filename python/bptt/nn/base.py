@@ -111,7 +111,7 @@ class RecurrentLayer(Traced, nn.RNNBase):
             )
         weights = self._weights(eager)
         bare = lengths is None and resets is None and mask is None
-        if eager and bare and grad_norms is None and not return_cells and self._is_plain(hx):
+        if eager and bare and grad_norms is None and not return_cells:
             answer = self._plain_forward(input, hx, weights)
             if answer is not None:
                 return answer
@@ -132,29 +132,31 @@ class RecurrentLayer(Traced, nn.RNNBase):
                 pass
         return [getattr(self, name) for name in names]
 
-    def _is_plain(self, hx: Any) -> bool:
-        """Whether a call is one for `calls.plain`, as far as the layer goes."""
-        return not (
+    def _plain_cell(self, hx: Any) -> str:
+        """The cell of a call that is one for `calls.plain`, as far as the layer goes, or ""."""
+        if (
             self.bidirectional
             or self._has_options
-            or self._nonlinearity
             or self.proj_size
+            or self._nonlinearity
             or (self.dropout and self.training)
             or (self.recompute and torch.is_grad_enabled())
             or (hx is None and self.learn_initial_state)
-            or self._cell_name not in plain.CELLS
-        )
+        ):
+            return ""
+        cell = self._cell_name
+        return cell if cell in plain.CELLS else ""
 
     def _plain_forward(self, input: Any, hx: Any, weights: Sequence[Any]) -> Any:
         """See `calls.plain.forward`."""
-        first = self.batch_first
-        x = input
-        if first and isinstance(input, Tensor) and input.dim() == 3:
-            x = input.transpose(0, 1)
-        answer = plain.forward(self._cell_name, x, hx, weights, self.bias)
-        if answer is None or not first:
-            return answer
-        return answer[0].transpose(0, 1), answer[1]
+        cell = self._plain_cell(hx)
+        if not cell:
+            return None
+        if not self.batch_first:
+            return plain.forward(cell, input, hx, weights, self.bias)
+        x = input.transpose(0, 1) if isinstance(input, Tensor) and input.dim() == 3 else input
+        answer = plain.forward(cell, x, hx, weights, self.bias)
+        return None if answer is None else (answer[0].transpose(0, 1), answer[1])
 
     def step(
         self, input: Tensor, hx: Any = None, *, resets: Tensor | None = None
@@ -188,10 +190,10 @@ class RecurrentLayer(Traced, nn.RNNBase):
             hx = self._initial_state(input, 2, 0)
         eager = not torch.compiler.is_compiling()
         weights = self._weights(eager)
-        bare = eager and resets is None and self._is_plain(hx)
-        if bare and type(input) is Tensor and input.dim() == 2:
-            x = input.unsqueeze(0)
-            answer = plain.forward(self._cell_name, x, hx, weights, self.bias)
+        bare = eager and resets is None and type(input) is Tensor and input.dim() == 2
+        cell = self._plain_cell(hx) if bare else ""
+        if cell:
+            answer = plain.forward(cell, input.unsqueeze(0), hx, weights, self.bias)
             if answer is not None:
                 return answer[0][0], answer[1]
         return functional.step(self._call(False), input, hx, weights, resets)

@@ -5,12 +5,9 @@
 
 #include "dots_here.h"
 
-#if defined(__x86_64__)
-#include <cpuid.h>
-#if defined(__linux__)
+#if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
 #endif
 
 namespace bptt {
@@ -52,45 +49,16 @@ const Dots plain_dots{"plain", 1, nothing, nothing, multiply};
 
 #if defined(__x86_64__)
 
-uint64_t saved_registers() {
-  uint32_t lower, upper;
-  __asm__ volatile("xgetbv" : "=a"(lower), "=d"(upper) : "c"(0));
-  return uint64_t{upper} << 32 | lower;
-}
-
-struct Processor {
-  bool amd = false, avx512_bf16 = false, amx = false;
-
-  Processor() {
-    unsigned a, b, c, d, most;
-    if (!__get_cpuid(0, &most, &b, &c, &d) || most < 7) return;
-    amd = b == signature_AMD_ebx;
-    if (!__get_cpuid(1, &a, &b, &c, &d) || (c & bit_OSXSAVE) == 0) return;
-    const uint64_t saved = saved_registers();
-    __cpuid_count(7, 0, a, b, c, d);
-    const bool tiles = (d >> 24 & 1) != 0 && (d >> 22 & 1) != 0;
-    const bool avx512 = (b & bit_AVX512F) != 0 && (saved & 0xe6) == 0xe6;
-    if (a >= 1) {
-      __cpuid_count(7, 1, a, b, c, d);
-      avx512_bf16 = avx512 && (a >> 5 & 1) != 0;
-    }
-    amx = tiles && avx512 && (saved & 0x60000) == 0x60000 && ask_for_tiles();
-  }
-
-  // Linux keeps the memory for tiles back until a process asks for it.
-  static bool ask_for_tiles() {
+// Whether there are tile registers, and this process may use them: Linux keeps the memory for them
+// back until it is asked.
+bool has_tiles() {
+  if (!__builtin_cpu_supports("amx-tile") || !__builtin_cpu_supports("amx-bf16")) return false;
 #if defined(__linux__)
-    constexpr long kAsk = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
-    return syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
+  constexpr long kAsk = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  return syscall(SYS_arch_prctl, kAsk, kTileData) == 0;
 #else
-    return false;
+  return false;
 #endif
-  }
-};
-
-const Processor& processor() {
-  static const Processor found;
-  return found;
 }
 
 #endif
@@ -102,11 +70,12 @@ struct Supported {
   Supported() {
     int count = 0;
 #if defined(__x86_64__)
-    if (processor().amx) best = list[count++] = &amx_dots;
-    if (processor().avx512_bf16) {
+    __builtin_cpu_init();
+    if (has_tiles()) best = list[count++] = &amx_dots;
+    if (__builtin_cpu_supports("avx512bf16")) {
       list[count++] = &avx512_bf16_dots;
       // Intel's processors make fewer of its products than float32 ones, see benchmarks/NOTES.md.
-      if (best == nullptr && processor().amd) best = &avx512_bf16_dots;
+      if (best == nullptr && __builtin_cpu_is("amd")) best = &avx512_bf16_dots;
     }
 #endif
     list[count] = &plain_dots;

@@ -16,7 +16,8 @@ STABLE_TORCH_LIBRARY(bptt, m) {
   // Layers of one direction without gradients, on a CPU: x [T, B, I], states [L, B, H]; y [T, B,
   // H]. weights, of each layer: w_ih [G*H, I], w_hh [G*H, H] and, with has_bias, b_ih and b_hh
   // [G*H]. Of one layer x may be [B, I], a step: then states and y are [B, H], and y is the hidden
-  // state, too. For eager mode alone: it has no rules for autograd, tracing or transforms.
+  // state, too. What a call has not, h_n then and c_n of most cells, is None. For eager mode alone:
+  // it has no rules for autograd, tracing or transforms.
   m.def(
       "plain_forward(str cell, Tensor x, Tensor[] weights, bool has_bias, Tensor? h0, Tensor? c0) "
       "-> (Tensor y, Tensor h_n, Tensor c_n)");

@@ -92,6 +92,23 @@ def test_gradients_are_those_of_torch(name, ways):
     assert ways.seen == 2
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", LAYERS)
+def test_what_is_not_finite_reaches_weights_of_a_state_of_zeros(name, steps, ways):
+    """Zeros times infinity are no number, though the product with zeros is left out."""
+    cls, options = LAYERS[name]
+    layer = cls(5, 6, **options)
+    x, dy, found = torch.randn(steps, 4, 5), torch.ones(steps, 4, 6), []
+    dy[0, 1] = float("inf")
+    for ways.usual in (False, True):
+        y, _ = layer(x)
+        found.append(torch.autograd.grad(y, list(layer.parameters()), dy))
+    assert ways.seen == 1
+    assert found[0][1].isnan().any()
+    for short, usual in zip(*found, strict=True):
+        assert short.isfinite().equal(usual.isfinite())
+
+
 @pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
 def test_second_derivatives(name, layers, ways):

@@ -242,8 +242,10 @@ def run(
         grads = torch.autograd.grad(loss, list(wanted.values()))
     if backend != "reference":
         rebuilt = case.recompute and len(case.spec.saved) > 0
-        assert ops.calls["recurrence_forward"] == case.layers * (1 + rebuilt)
-        assert ops.calls["recurrence_backward"] == case.layers
+        # Directions with large weights and few rows run one by one.
+        assert ops.calls["recurrence_backward"] in (case.layers, case.layers * case.directions)
+        backward = ops.calls["recurrence_backward"]
+        assert ops.calls["recurrence_forward"] == backward * (1 + rebuilt)
     for name, tensor in outputs.items():
         assert tensor is None or tensor.dtype == dtype, name
     answer = {n: t.detach() for n, t in outputs.items() if t is not None}

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -156,6 +156,7 @@ def problems(draw):
 
 
 @given(problems(), st.sampled_from([1, 2]), st.booleans())
+@example(Case("lstm", steps=1, batch=1, hidden=129, directions=2), 1, False)
 def test_any_problem_in_float64(case, layers, bias):
     check(replace(case, layers=layers, bias=bias))
 

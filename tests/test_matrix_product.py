@@ -53,6 +53,15 @@ def test_sizes_and_strides(data):
     assert_product(a, b, start)
 
 
+@pytest.mark.parametrize("layout", ["dense", "transposed"])
+@pytest.mark.parametrize("depth", [1, 7, 65])
+@pytest.mark.parametrize("dtype", [F32, F64])
+def test_large_results_of_little_depth(dtype, depth, layout):
+    """From 8 MB on they are written past the caches."""
+    a, b = matrix(2055, depth, dtype, layout), matrix(depth, 1040, dtype, "dense")
+    assert_product(a, b)
+
+
 @settings(deadline=None, max_examples=100)
 @given(data=st.data())
 def test_a_mask_multiplies_the_rows_of_b_in_turns(data):

@@ -17,7 +17,7 @@ class MatrixTask {
   static constexpr int64_t kDepth = 384;   // of a block; a panel of B and a tile of A stay near
   static constexpr int64_t kHeight = 256;  // rows of A in a block
   static constexpr int64_t kFewRows = 8;   // too few to pack B for
-  static constexpr int64_t kStreamedBytes = 4 << 20;
+  static constexpr int64_t kStreamedBytes = 8 << 20;
   static constexpr int64_t kShallow = 8;  // a depth that is no work for tiles
   // A block of A that comes transposed is copied, as its columns may lie on a page each. An odd
   // number of cache lines between them spreads them over all sets of the cache.

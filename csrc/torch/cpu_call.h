@@ -74,11 +74,11 @@ inline Tensor make(const TensorShape& shape, ScalarType dtype) {
   return tensor;
 }
 
-// Scratch memory of one call to the engine. Up to 16 MB stay with the thread that calls, and its
+// Scratch memory of one call to the engine. Up to 64 MB stay with the thread that calls, and its
 // next call writes over them: new memory, which comes page by page, costs a short call more than
 // what it computes.
 inline Tensor scratch_memory(int64_t bytes) {
-  constexpr int64_t kMostKept = 16 << 20;
+  constexpr int64_t kMostKept = 64 << 20;
   if (bytes > kMostKept) return make({bytes}, ScalarType::Byte);
   thread_local MaybeTensor kept;
   if (!kept.has_value() || kept->numel() < bytes) {

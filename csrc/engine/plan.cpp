@@ -8,6 +8,7 @@ namespace {
 
 // Work below which another thread costs more than it brings (measured, see benchmarks/NOTES.md).
 constexpr double kFlopsPerTeamMember = 4e5;      // a whole call: waking a thread
+constexpr double kBytesPerTeamMember = 1.2e5;    // a product of little depth: the same
 constexpr double kFlopsPerUnitSlice = 3.2e4;     // one step: meeting at a barrier
 constexpr int64_t kRowsPerSlice = 6;             // fewer rows leave the product's tile half empty
 constexpr double kPrivateWeightBytes = 1 << 20;  // weights every core can keep in its own cache
@@ -124,7 +125,9 @@ void order_rows(const int64_t* lengths, int64_t batch, int64_t* order) {
 // factors.
 MatrixGrid plan_matrix(const MatrixParams& p, int threads) {
   const double m = static_cast<double>(p.rows), n = static_cast<double>(p.columns);
-  threads = clamp(2.0 * m * n * static_cast<double>(p.depth) / kFlopsPerTeamMember, threads);
+  const double depth = static_cast<double>(p.depth), flops = 2.0 * m * n * depth;
+  const double bytes = (m * depth + depth * n + m * n) * (p.dtype == Dtype::kFloat64 ? 8 : 4);
+  threads = clamp(std::max(flops / kFlopsPerTeamMember, bytes / kBytesPerTeamMember), threads);
   if (p.depth <= kLittleDepth && p.rows >= kRowsOfTask * threads) return {threads, 1};
   MatrixGrid best{1, threads};  // where equal: a part of the columns takes less scratch than rows
   for (int rows = 2; rows <= threads; ++rows) {

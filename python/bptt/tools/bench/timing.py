@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.benchmark.utils.timer import timer
 
-FEWEST_ROUNDS, MOST_ROUNDS = 5, 100
+FEWEST_ROUNDS, MOST_ROUNDS = 5, 1000
 CACHE_BYTES = 256 * 2**20  # more than the second cache of any GPU
 
 

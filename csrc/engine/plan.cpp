@@ -33,7 +33,7 @@ struct LyingCosts {
 constexpr int64_t kLoneRows = 8;  // each is the same to the last bit, however many they are
 constexpr LyingCosts kLyingCosts[] = {{256 << 10, 0.036, 0.028, 0.006},
                                       {2 << 20, 0.036, 0.028, 0.0016},
-                                      {INT64_MAX, 0.1, 0.03, 0.0008}};
+                                      {INT64_MAX, 0.07, 0.03, 0.0008}};
 
 constexpr double kGatesCost = 0.1;  // of projecting inputs to memory, for each byte
 

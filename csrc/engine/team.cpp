@@ -49,13 +49,17 @@ struct Formation {
     change(members, joined.exchange(kClosed, std::memory_order_acq_rel));
   }
 
-  void join(int indices) {
-    const int worker = joined.fetch_add(1, std::memory_order_acq_rel);
+  // A whole team has a member for each index of the loop, which are the workers' numbers then: the
+  // pool's threads have the same ones in each call, and find their part of the weights in their own
+  // caches. Others are numbered as they came.
+  void join(int first, int indices) {
+    const int arrived = joined.fetch_add(1, std::memory_order_acq_rel);
     covered.fetch_add(indices, std::memory_order_acq_rel);
-    if (worker >= kClosed) return;
-    if (worker == 0) close();
+    if (arrived >= kClosed) return;
+    if (arrived == 0) close();
     wait_for_change(members, 0);
-    work(worker, members.load(std::memory_order_acquire), context);
+    const int count = members.load(std::memory_order_acquire);
+    work(count == wanted ? first : arrived, count, context);
   }
 };
 
@@ -82,7 +86,7 @@ void run_team(const ThreadPool& pool, int wanted, int64_t patience, void (*work)
   pool.parallel_for(
       wanted,
       [](int64_t begin, int64_t end, void* self) {
-        static_cast<Formation*>(self)->join(static_cast<int>(end - begin));
+        static_cast<Formation*>(self)->join(static_cast<int>(begin), static_cast<int>(end - begin));
       },
       &formation);
 }

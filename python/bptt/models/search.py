@@ -186,15 +186,17 @@ def beam_search(
     done = Beams(history.clone(), torch.full_like(scores, -math.inf))
     for length in range(1, steps + 2):
         log_p, state = step(symbol, state)
-        if length > steps:  # the longest: only ends are left
-            log_p = log_p.where(torch.arange(log_p.shape[1], device=device) == end, -math.inf)
-        total = scores[:, :, None] + log_p.reshape(rows, width, -1)  # [B, K, V]
-        done = _with_ended(done, history, total[:, :, end] / length**penalty)
+        ended = log_p[:, end].reshape(rows, width)
+        done = _with_ended(done, history, (scores + ended) / length**penalty)
         if length > steps:
             break
-        total[:, :, end] = -math.inf
-        best = total.flatten(1).topk(width)  # of K * V
-        parent, last = best.indices // total.shape[2], best.indices % total.shape[2]
+        # The K best of a row's beginnings are among the K best of each: no sum with all of [N, V].
+        likely = log_p.topk(min(width + 1, log_p.shape[1]))  # one of them may be the end
+        goes_on = likely.values.masked_fill(likely.indices == end, -math.inf)
+        total = scores[:, :, None] + goes_on.reshape(rows, width, -1)  # [B, K, K + 1]
+        best = total.flatten(1).topk(width)
+        parent = best.indices // total.shape[2]
+        last = likely.indices.reshape(rows, -1).gather(1, best.indices)
         scores = best.values
         history = history.gather(1, parent[:, :, None].expand_as(history))
         history[:, :, length - 1] = last

@@ -395,11 +395,14 @@ def test_rows_are_taken_the_longest_first(lengths):
 
 def members(pool, wanted, rounds=25):
     """How many members a team had; asserts that each ran once and met all others every round."""
-    workers, failures = _dev.run_meeting(pool, wanted, rounds)
+    workers, failures, indices = _dev.run_meeting(pool, wanted, rounds)
     assert not any(failures)
     count = sum(w > 0 for w in workers)
     # Every member, numbered from 0 without gaps, was told the true size of the team, once.
     assert workers == [count] * count + [0] * (wanted - count)
+    # A whole team's threads have the numbers that their pool gave them, in each call the same.
+    if pool == "threads" and 1 < wanted == count:
+        assert indices == list(range(wanted))
     return count
 
 

@@ -6,6 +6,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <stdexcept>
 #include <string>
@@ -269,9 +270,16 @@ using Piece = void (*)(int64_t, int64_t, void*);
 // Pools as torch may have them: a thread for each index, all indices in turn on the caller's
 // thread, one piece for everything, or threads of which the second comes long after the team has
 // formed.
+thread_local int own_index = -1;  // of a thread of the first pool
+
 void pool_of_threads(int64_t n, Piece f, void* context) {
   std::vector<std::thread> threads;
-  for (int64_t k = 0; k < n; ++k) threads.emplace_back(f, k, k + 1, context);
+  for (int64_t k = 0; k < n; ++k) {
+    threads.emplace_back([=] {
+      own_index = static_cast<int>(k);
+      f(k, k + 1, context);
+    });
+  }
   for (std::thread& thread : threads) thread.join();
 }
 void pool_in_turn(int64_t n, Piece f, void* context) {
@@ -292,15 +300,16 @@ void pool_with_latecomer(int64_t n, Piece f, void* context) {
 struct Meeting {
   int rounds;
   Barrier barrier;
-  std::vector<std::atomic<int>> round, workers, failures;
+  std::vector<std::atomic<int>> round, workers, failures, indices;
   Meeting(int wanted, int rounds)
-      : rounds(rounds), round(wanted), workers(wanted), failures(wanted) {}
+      : rounds(rounds), round(wanted), workers(wanted), failures(wanted), indices(wanted) {}
 };
 
 // Every member writes its round, meets the others, and looks whether all have written theirs.
 void meet(int worker, int workers, void* context) {
   Meeting& m = *static_cast<Meeting*>(context);
   m.workers[worker] += workers;
+  m.indices[worker] = own_index;
   for (int r = 1; r <= m.rounds; ++r) {
     m.round[worker].store(r, std::memory_order_relaxed);
     m.barrier.wait(workers);
@@ -311,10 +320,10 @@ void meet(int worker, int workers, void* context) {
   }
 }
 
-// Runs a team that meets at a barrier 2 * rounds times. Per index: the sum of the team sizes that
-// its calls saw, and how often a member was not in the round of the others.
-std::pair<std::vector<int>, std::vector<int>> run_meeting(const std::string& pool, int wanted,
-                                                          int rounds) {
+// Runs a team that meets at a barrier 2 * rounds times. Per worker: the sum of the team sizes that
+// its calls saw, how often a member was not in the round of the others, and which index of the
+// loop its thread had.
+std::array<std::vector<int>, 3> run_meeting(const std::string& pool, int wanted, int rounds) {
   void (*loop)(int64_t, Piece, void*) = nullptr;
   if (pool == "threads") loop = pool_of_threads;
   if (pool == "in_turn") loop = pool_in_turn;
@@ -326,8 +335,9 @@ std::pair<std::vector<int>, std::vector<int>> run_meeting(const std::string& poo
     const py::gil_scoped_release release;
     run_team({wanted, loop}, wanted, 200, meet, &meeting);
   }
-  return {{meeting.workers.begin(), meeting.workers.end()},
-          {meeting.failures.begin(), meeting.failures.end()}};
+  return {std::vector<int>{meeting.workers.begin(), meeting.workers.end()},
+          {meeting.failures.begin(), meeting.failures.end()},
+          {meeting.indices.begin(), meeting.indices.end()}};
 }
 
 std::vector<std::string> instruction_sets() {

@@ -379,8 +379,10 @@ def check_packed(kind: str, data: Any, batch_sizes: Any, lengths: object, resets
 # --- lengths and resets -------------------------------------------------------------------------
 
 
-def check_lengths(kind: str, lengths: Any, x: Tensor, batched: bool) -> Tensor:
+def check_lengths(kind: str, lengths: Any, x: Tensor, batched: bool) -> Tensor | None:
     """Check lengths beside a time-major input `[T, B, I]` and return them as int64 `[B]`.
+
+    None where they can be read and are T, all of them: a sentence by itself has no padding.
 
     Raises:
         TypeError: no tensor.
@@ -405,8 +407,10 @@ def check_lengths(kind: str, lengths: Any, x: Tensor, batched: bool) -> Tensor:
     return lengths_within(kind, lengths.to(torch.int64), steps)
 
 
-def lengths_within(kind: str, lengths: Tensor, steps: int) -> Tensor:
+def lengths_within(kind: str, lengths: Tensor, steps: int) -> Tensor | None:
     """Hold lengths to 0..T: an error where the values can be read for nothing, else a clamp.
+
+    None where they can be read and no sequence is shorter.
 
     Values are read for tensors on the CPU in eager mode. On an accelerator that would stall the
     device, and under torch.compile, torch.export or a function transform there are no values to
@@ -421,6 +425,8 @@ def lengths_within(kind: str, lengths: Tensor, steps: int) -> Tensor:
                 f"{kind}: lengths must lie between 0 and the {steps} steps of the input, got "
                 f"values from {low} to {high}"
             )
+        if low == steps > 0:
+            return None
     return lengths
 
 

@@ -26,6 +26,14 @@ _STEPS = 64  # longer calls do not notice
 # With more a step of a plain RNN is no faster than torch's operations.
 FEW_ROWS = 64
 _MANY_ROWS = frozenset({"gru", "gru_reset_before", "lstm"})
+_EITHER = ("auto", "cpu")
+
+# Looked up once: a short call notices even that.
+_function_modes = torch._C._len_torch_function_stack
+_dispatch_modes = torch._C._len_torch_dispatch_stack
+_transform: Any = torch._C._functorch.peek_interpreter_stack
+_is_tracing = torch._C._is_tracing
+_is_autocast = torch.is_autocast_enabled
 
 
 def _undisturbed() -> bool:
@@ -34,13 +42,13 @@ def _undisturbed() -> bool:
     Also that nobody asked for another backend than the cpu's.
     """
     return not (
-        torch._C._len_torch_function_stack()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        _function_modes()
+        or _dispatch_modes()
+        or _transform() is not None
         or forward_ad._current_level >= 0
-        or torch._C._is_tracing()
-        or torch.is_autocast_enabled("cpu")
-        or dispatch.forced_backend() not in ("auto", "cpu")
+        or _is_tracing()
+        or _is_autocast("cpu")
+        or dispatch.forced_backend() not in _EITHER
         or not dispatch.has_extension()
         or measured.rows_for("cpu")
     )

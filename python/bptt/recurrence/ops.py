@@ -95,7 +95,11 @@ def recurrence(
     if rows is not None and x is not None and not lazily:
         x, rows = rows.spread(x), None
     elif lengths is not None and x is not None and rows is None:
-        x = zero_padding(x, lengths)
+        # The loop ignores what lies past a length, but the weight gradient would still multiply it
+        # by zero, and zero times NaN is NaN.
+        alone = x.is_cpu and forced in (dispatch.AUTO, "cpu") and not functorch
+        if torch.is_grad_enabled() or composite is not None or not alone:
+            x = zero_padding(x, lengths)
     loop = LoopInputs(
         gates_x, x, w_ih, b_ih, w_hh, b_hh, w_hr, w_unit, h0, c0, lengths, resets, seed
     )
@@ -197,8 +201,6 @@ def gates_bytes(cell: str, x: Tensor, w_hh: Tensor) -> int:
 
 def zero_padding(x: Tensor, lengths: Tensor) -> Tensor:
     """`x [T, B, ...]` with zeros past each length."""
-    # The loop ignores what lies past a length, but the weight gradient would still multiply it by
-    # zero, and zero times NaN is NaN.
     steps = torch.arange(x.shape[0], device=x.device)
     inside = steps.unsqueeze(1) < lengths  # [T, B]
     inside = inside.reshape(*inside.shape, *(1,) * (x.dim() - 2))

@@ -314,24 +314,24 @@ def fuzz_plain(rng):
     cell = rng.choice(["rnn_tanh", "rnn_relu", "gru", "lstm"])
     dtype, bias = rng.choice([torch.float32, torch.float64]), rng.random() < 0.6
     T, B, I, H = rng.randint(1, 5), rng.choice([0, 1, 2, 9]), rng.randint(1, 5), rng.randint(1, 35)
-    L, rows = rng.choice([1, 2, 3]), len(CELLS[cell].gates) * H
+    L, D, rows = rng.choice([1, 2, 3]), rng.choice([1, 2]), len(CELLS[cell].gates) * H
 
     def tensor(*shape):
         return torch.randn(shape).mul(0.5).to(dtype)
 
     arguments = {"x": tensor(T, B, I), "h0": None, "c0": None}
     if rng.random() < 0.7:
-        arguments["h0"] = tensor(L, B, H)
-        arguments["c0"] = tensor(L, B, H) if cell == "lstm" else None
+        arguments["h0"] = tensor(L * D, B, H)
+        arguments["c0"] = tensor(L * D, B, H) if cell == "lstm" else None
     weights = {}
-    for layer in range(L):
-        shapes = {"w_ih": (rows, H if layer else I), "w_hh": (rows, H)}
+    for layer in range(L * D):
+        shapes = {"w_ih": (rows, I if layer < D else D * H), "w_hh": (rows, H)}
         shapes |= {"b_ih": (rows,), "b_hh": (rows,)} if bias else {}
         scale = (H + 1) ** 0.5  # or rounding errors would grow with the steps
         weights |= {f"{name} of {layer}": tensor(*size) / scale for name, size in shapes.items()}
     given = [arguments[name] for name in ("h0", "c0")]
     op, plain_op = torch.ops.bptt.plain_training, torch.ops.bptt.plain_gradients
-    y, h_n, c_n, kept = op(cell, arguments["x"], list(weights.values()), bias, *given)
+    y, h_n, c_n, kept = op(cell, arguments["x"], list(weights.values()), bias, *given, D == 2)
     arguments |= weights | {"y": y} | {f"kept {k}": t for k, t in enumerate(kept)}
     for name, like in (("dy", y), ("dh_n", h_n), ("dc_n", c_n)):
         wanted = rng.random() < 0.8 and (name != "dc_n" or cell == "lstm")
@@ -339,13 +339,15 @@ def fuzz_plain(rng):
     needed = [rng.random() < 0.8 for _ in range(3 + len(weights))]
     needed[2] &= cell == "lstm"
     inputs = [arguments["x"], *given, *weights.values()]
-    exact = exact_gradients(cell, bias, inputs, [arguments[n] for n in ("dy", "dh_n", "dc_n")])
+    douts = [arguments[name] for name in ("dy", "dh_n", "dc_n")]
+    exact = exact_gradients((cell, bias, D == 2), inputs, douts)
     changes = [change_one(arguments, rng) for _ in range(rng.choice([0, 1, 1, 1, 2]))]
     a = arguments
     try:
         outputs = plain_op(
             cell, a["dy"], a["dh_n"], a["dc_n"], a["x"], [a[name] for name in weights], bias,
             a["h0"], a["c0"], a["y"], [t for n, t in a.items() if n.startswith("kept")], needed,
+            D == 2,
         )  # fmt: skip
     except EXCEPTIONS as error:
         names = "dy|dh_n|dc_n|x|weights|w_ih|w_hh|b_ih|b_hh|h0|c0|y|kept|cell state"
@@ -359,10 +361,10 @@ def fuzz_plain(rng):
                 assert_close([got], [expected], dtype)
 
 
-def exact_gradients(cell, bias, inputs, douts):
+def exact_gradients(what, inputs, douts):
     """By autograd through the usual ops, in float64."""
     inputs = [None if t is None else t.double().requires_grad_() for t in inputs]
-    outputs = plain_training._usual(cell, bias, *inputs)
+    outputs = plain_training._usual(what, *inputs)
     pairs = [(o, d) for o, d in zip(outputs, douts, strict=False) if d is not None]
     if not pairs:
         return [None if t is None else torch.zeros_like(t) for t in inputs]

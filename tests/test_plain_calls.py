@@ -47,7 +47,16 @@ def both_ways(ways, call):
     return short, usual
 
 
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "batch_first": True}, {"bias": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_layers": 2, "batch_first": True},
+        {"bias": False},
+        {"bidirectional": True},
+        {"bidirectional": True, "num_layers": 3, "bias": False},
+    ],
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_both_ways_are_the_same_to_the_bit(name, options, ways):
     cls, more = LAYERS[name]
@@ -80,10 +89,11 @@ def test_steps_of_a_stream(name, ways):
     torch.testing.assert_close(state, last)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
-def test_strided_inputs_and_changed_weights(name, ways):
-    layer = LAYERS[name][0](6, 8)
-    theirs = getattr(nn, name)(6, 8)
+def test_strided_inputs_and_changed_weights(name, bidirectional, ways):
+    layer = LAYERS[name][0](6, 8, bidirectional=bidirectional)
+    theirs = getattr(nn, name)(6, 8, bidirectional=bidirectional)
     theirs.load_state_dict(layer.state_dict())
     wide = torch.randn(3, 2, 12)
     for x in (wide[..., ::2], wide[..., 6:], wide.transpose(0, 1)[..., :6]):
@@ -95,6 +105,34 @@ def test_strided_inputs_and_changed_weights(name, ways):
             module.bias_ih_l0.data = torch.ones_like(module.bias_ih_l0)
         torch.testing.assert_close(layer(x), theirs(x))
     assert all(ways[1])
+
+
+def test_directions_that_share_their_weights(ways):
+    layer = bptt.LSTM(4, 6, bidirectional=True).requires_grad_(False)
+    for name in ("weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"):
+        setattr(layer, f"{name}_reverse", getattr(layer, name))
+    x = torch.randn(5, 2, 4)
+    y, _ = layer(x)
+    mirrored, _ = layer(x.flip(0))
+    assert ways[1] == [True, True]
+    torch.testing.assert_close(y[..., 6:], mirrored[..., :6].flip(0), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lengths_that_leave_nothing_out(batch_first, ways):
+    layer = bptt.GRU(4, 6, bidirectional=True, batch_first=batch_first)
+    x = torch.randn((2, 5, 4) if batch_first else (5, 2, 4))
+    with torch.no_grad():
+        whole = layer(x)
+        torch.testing.assert_close(layer(x, lengths=torch.tensor([5, 5])), whole, rtol=0, atol=0)
+        assert ways[1] == [True, True]
+        y, _ = layer(x, lengths=torch.tensor([5, 4]))
+        assert not y.equal(whole[0])
+        with pytest.raises(ValueError, match="lengths must have shape"):
+            layer(x, lengths=torch.tensor([5, 5, 5]))
+        with pytest.raises(ValueError, match="lengths must lie between 0 and the 5 steps"):
+            layer(x, lengths=torch.tensor([5, 6]))
+    assert len(ways[1]) == 2
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -169,7 +207,7 @@ def with_modes(kind, layer, x):
         ("gradients of many rows", {}),
         ("gradients, half precision", {}),
         *[(kind, {}) for kind in ("device", "lengths", "long", "unbatched", "vmap")],
-        ("plain", {"bidirectional": True}),
+        ("plain", {"bidirectional": True, "merge_mode": "sum"}),
         ("plain", {"proj_size": 3}),
         ("plain", {"peephole": True}),
         ("plain", {"dropout": 0.5, "num_layers": 2}),
@@ -235,8 +273,17 @@ def with_weight(place, tensor):
         (with_weight(3, torch.randn(6)), r"b_hh must be \[G\*H\] = \[24\]"),
         ({"weights": WEIGHTS[:3]}, "weights must be 4 for each layer, got 3"),
         ({"weights": []}, "weights must be 4 for each layer, got 0"),
-        ({"weights": WEIGHTS * 2}, r"h0 must be \[L, B, H\] = \[2, 2, 6\]"),
-        ({"h0": torch.randn(2, 2, 6)}, r"h0 must be \[L, B, H\] = \[1, 2, 6\]"),
+        ({"bidirectional": True}, "weights must be 8 for each layer, got 4"),
+        (
+            {"bidirectional": True, "weights": WEIGHTS * 2},
+            r"h0 must be \[L\*D, B, H\] = \[2, 2, 6\]",
+        ),
+        (
+            {"bidirectional": True, "weights": WEIGHTS * 2, "x": torch.randn(3, 4)},
+            "x must have 3 dimensions",
+        ),
+        ({"weights": WEIGHTS * 2}, r"h0 must be \[L\*D, B, H\] = \[2, 2, 6\]"),
+        ({"h0": torch.randn(2, 2, 6)}, r"h0 must be \[L\*D, B, H\] = \[1, 2, 6\]"),
         ({"x": torch.randn(3, 2, 4).half()}, "dtype Float, got Half|weights must|got Half|Half"),
     ],
 )

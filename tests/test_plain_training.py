@@ -47,12 +47,22 @@ def loss_of(outputs):
 
 
 def states_of(layer, batch, dtype):
-    shape = (layer.num_layers, batch, layer.hidden_size)
+    directions = 2 if layer.bidirectional else 1
+    shape = (layer.num_layers * directions, batch, layer.hidden_size)
     made = [torch.randn(shape, dtype=dtype, requires_grad=True) for _ in range(2)]
     return tuple(made) if isinstance(layer, bptt.LSTM) else made[0]
 
 
-@pytest.mark.parametrize("options", [{}, {"num_layers": 3, "batch_first": True}, {"bias": False}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"num_layers": 3, "batch_first": True},
+        {"bias": False},
+        {"bidirectional": True},
+        {"bidirectional": True, "num_layers": 2, "bias": False},
+    ],
+)
 @pytest.mark.parametrize("name", LAYERS)
 def test_both_ways_agree(name, options, ways):
     cls, more = LAYERS[name]
@@ -76,11 +86,13 @@ def test_both_ways_agree(name, options, ways):
     assert ways.seen == 2 * 2 * len(SHAPES)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
 @pytest.mark.parametrize("name", LAYERS)
-def test_gradients_are_those_of_torch(name, ways):
+def test_gradients_are_those_of_torch(name, bidirectional, ways):
     cls, more = LAYERS[name]
-    layer = cls(6, 9, num_layers=2, **more).double()
-    theirs = getattr(nn, cls.__name__)(6, 9, num_layers=2, **more).double()
+    more = {**more, "num_layers": 2, "bidirectional": bidirectional}
+    layer = cls(6, 9, **more).double()
+    theirs = getattr(nn, cls.__name__)(6, 9, **more).double()
     theirs.load_state_dict(layer.state_dict())
     wide = torch.randn(3, 2, 12, dtype=torch.float64, requires_grad=True)
     for piece in (slice(None, None, 2), slice(6, None)):
@@ -109,10 +121,10 @@ def test_what_is_not_finite_reaches_weights_of_a_state_of_zeros(name, steps, way
         assert short.isfinite().equal(usual.isfinite())
 
 
-@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize(("layers", "bidirectional"), [(1, False), (2, False), (2, True)])
 @pytest.mark.parametrize("name", ["RNN", "GRU", "LSTM"])
-def test_second_derivatives(name, layers, ways):
-    layer = LAYERS[name][0](2, 3, num_layers=layers).double()
+def test_second_derivatives(name, layers, bidirectional, ways):
+    layer = LAYERS[name][0](2, 3, num_layers=layers, bidirectional=bidirectional).double()
     x = torch.randn(3, 2, 2, dtype=torch.float64, requires_grad=True)
     hx = states_of(layer, 2, torch.float64)
     states = hx if isinstance(hx, tuple) else (hx,)
@@ -236,16 +248,16 @@ KEPT = [torch.randn(3, 2, 24), torch.randn(3, 2, 6)]
     ("change", "message"),
     [
         ({}, ""),
-        ({"dy": torch.randn(3, 2, 5)}, r"dy must be \[T, B, H\] = \[3, 2, 6\], got \[3, 2, 5\]"),
-        ({"dh_n": torch.randn(1, 2, 6)}, r"dh_n must be \[L, B, H\] = \[2, 2, 6\]"),
+        ({"dy": torch.randn(3, 2, 5)}, r"dy must be \[T, B, D\*H\] = \[3, 2, 6\], got \[3, 2, 5\]"),
+        ({"dh_n": torch.randn(1, 2, 6)}, r"dh_n must be \[L\*D, B, H\] = \[2, 2, 6\]"),
         ({"dc_n": torch.randn(2, 2, 6).double()}, "dc_n must have dtype Float, got Double"),
         ({"x": torch.randn(3, 2, 5)}, r"w_ih must be \[G\*H, I\] = \[24, 5\], got \[24, 4\]"),
         ({"x": torch.randn(0, 2, 4)}, "x must have steps"),
         ({"weights": WEIGHTS}, "needed must have 7 flags, got 11"),
         ({"weights": WEIGHTS * 2}, r"w_ih must be \[G\*H, I\] = \[24, 6\], got \[24, 4\]"),
-        ({"y": torch.randn(3, 2, 7)}, r"y must be \[T, B, H\]"),
+        ({"y": torch.randn(3, 2, 7)}, r"y must be \[T, B, D\*H\]"),
         ({"kept": KEPT}, "kept must be what plain_training returned, 5 tensors, got 2"),
-        ({"kept": [*KEPT, torch.randn(3, 2, 6), KEPT[1], KEPT[1]]}, r"\[T, B, A\*H\]"),
+        ({"kept": [*KEPT, torch.randn(3, 2, 6), KEPT[1], KEPT[1]]}, r"\[T, B, D\*A\*H\]"),
         ({"needed": [True] * 7}, "needed must have 11 flags, got 7"),
         ({"cell": "gru_reset_before"}, "takes two products in a step|must be"),
         ({"cell": "elman"}, 'unknown cell "elman"'),

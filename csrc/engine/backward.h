@@ -136,7 +136,8 @@ class BackwardLoop {
   }
 
   void pack() {
-    const S* w = as_storage(p_.in.w_hh) + d_ * kGates * s_.hidden * s_.state;
+    const S* w = p_.apart != nullptr ? as_storage(p_.apart[d_].w_hh)
+                                     : as_storage(p_.in.w_hh) + d_ * kGates * s_.hidden * s_.state;
     if (Cell::kStages > 0 && Scratch::products(p_) > 0) pack(&m_.first, w);
     if (Cell::kStages == 2) pack(&m_.second, w + kFirstGates * s_.hidden * s_.state);
     if (projected_) pack(&m_.projection, as_storage(p_.in.w_hr) + d_ * s_.state * s_.hidden);

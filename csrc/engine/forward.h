@@ -60,6 +60,7 @@ class ForwardLoop {
 
   void direction(int64_t d) {
     d_ = d;
+    weights_ = weights_of(d);
     pack();
     for_row_blocks(
         part_, m_, m_.state_stride * sizeof(T), [&] { start(); },
@@ -70,7 +71,18 @@ class ForwardLoop {
   }
 
  private:
-  const S* as_storage(const void* p) const { return static_cast<const S*>(p); }
+  static const S* as_storage(const void* p) { return static_cast<const S*>(p); }
+
+  DirectionWeights weights_of(int64_t d) const {
+    if (p_.apart != nullptr) return p_.apart[d];
+    const auto of = [&](const void* all, int64_t each) -> const void* {
+      return all == nullptr ? nullptr : as_storage(all) + d * each;
+    };
+    const int64_t rows = kGates * s_.hidden;
+    return {of(p_.w_ih, rows * s_.inputs), of(p_.in.w_hh, rows * s_.state), of(p_.b_ih, rows),
+            of(p_.b_hh, rows)};
+  }
+
   T* hidden(int64_t s) const { return m_.hidden[s % 2] + m_.joined; }
   bool in_pairs() const { return kPairs && (masks_.none() || part_.masks_by_order(masks_)); }
 
@@ -122,11 +134,11 @@ class ForwardLoop {
   const Packed<T>& state_blocks() const { return projected_ ? m_.projection : m_.first; }
 
   void pack() {
-    const S* w = as_storage(p_.in.w_hh) + d_ * kGates * s_.hidden * s_.state;
+    const S* w = as_storage(weights_.w_hh);
     const int members = part_.lane_members(), index = part_.lane_index();
     if (m_.lying.lies) return lay(w);
     if (s_.inputs > 0) {
-      const S* w_ih = as_storage(p_.w_ih) + d_ * kGates * s_.hidden * s_.inputs;
+      const S* w_ih = as_storage(weights_.w_ih);
       const Packed<T>& to = m_.joined > 0 ? m_.first : m_.input;
       for_panels(to, members, index, [&](int64_t p) { pack_rows(to, 0, w_ih, s_.inputs, p); });
     }
@@ -149,9 +161,7 @@ class ForwardLoop {
   // As `pack`, where the weights stay as they lie.
   void lay(const S* w) {
     const int worker = part_.lane_index();
-    if (s_.inputs > 0) {
-      m_.input.lie(as_storage(p_.w_ih) + d_ * kGates * s_.hidden * s_.inputs, worker);
-    }
+    if (s_.inputs > 0) m_.input.lie(weights_.w_ih, worker);
     if (Cell::kStages > 0) m_.first.lie(w, worker);
     if (Cell::kStages == 2) m_.second.lie(w + kFirstGates * s_.hidden * s_.state, worker);
     if (projected_) {
@@ -312,7 +322,7 @@ class ForwardLoop {
       if (from != nullptr) {
         gates_x[g] = load_rows<N>(from + g * s_.hidden, gates_row_stride(b), block.count);
       }
-      if (p_.b_ih != nullptr) gates_x[g] = gates_x[g] + bias<N>(p_.b_ih, g, block);
+      if (weights_.b_ih != nullptr) gates_x[g] = gates_x[g] + bias<N>(weights_.b_ih, g, block);
     }
   }
 
@@ -323,14 +333,14 @@ class ForwardLoop {
       const T* from = block.product == nullptr ? nullptr : block.product + g * kLanes;
       gates_h[first + g] =
           from == nullptr ? Rows<T, N>(0) : load_rows<N>(from, block.stride, kLanes);
-      if (p_.b_hh == nullptr) continue;
-      gates_h[first + g] = gates_h[first + g] + bias<N>(p_.b_hh, first + g, block);
+      if (weights_.b_hh == nullptr) continue;
+      gates_h[first + g] = gates_h[first + g] + bias<N>(weights_.b_hh, first + g, block);
     }
   }
 
   template <int N>
   Rows<T, N> bias(const void* biases, int g, const Block<T>& block) const {
-    const S* from = as_storage(biases) + (d_ * kGates + g) * s_.hidden + block.unit;
+    const S* from = as_storage(biases) + g * s_.hidden + block.unit;
     return Rows<T, N>(load(from, block.count));
   }
 
@@ -551,6 +561,7 @@ class ForwardLoop {
   const Control control_;
   const Math math_;
   const bool projected_;
+  DirectionWeights weights_{};  // of direction d_
   int64_t d_ = 0, step_ = 0, t_ = 0, next_t_ = 0;
   T* read_ = nullptr;
   T* write_ = nullptr;

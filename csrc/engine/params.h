@@ -80,6 +80,11 @@ struct Strides {
   int64_t step, row, direction;
 };
 
+// Weights of a direction: w_ih [G*H, I], w_hh [G*H, R] and biases [G, H], which may be null.
+struct DirectionWeights {
+  const void *w_ih, *w_hh, *b_ih, *b_hh;
+};
+
 // `wide` marks arrays in the accumulation type: float for bfloat16, else the dtype itself.
 struct ForwardParams {
   Sizes sizes;
@@ -97,6 +102,9 @@ struct ForwardParams {
   void* saved;       // [T, B, D, A, H] or null: inference
   Strides saved_strides;
   void* cells;  // [T, B, D, C*H] wide
+  // [D], in place of w_ih, w_hh, b_ih and b_hh where each direction has arrays of its own; on a
+  // CPU.
+  const DirectionWeights* apart;
 };
 
 struct BackwardParams {
@@ -120,6 +128,7 @@ struct BackwardParams {
   // nobody asked and no projection's weights need it.
   void* dh;
   double stored_error;  // what rounding may have taken from a value of y, as a share of it
+  const DirectionWeights* apart;  // as above; here w_hh alone is read
 };
 
 // out [D, N, M] = 0 with the given probability, else 1 / (1 - probability): what a dropout

@@ -13,9 +13,12 @@ constexpr double kFlopsPerUnitSlice = 3.2e4;     // one step: meeting at a barri
 constexpr int64_t kRowsPerSlice = 6;             // fewer rows leave the product's tile half empty
 constexpr double kPrivateWeightBytes = 1 << 20;  // weights every core can keep in its own cache
 constexpr int64_t kStepsOfRowSlices = 4;
+constexpr double kNearBytes = 1.3e6;  // weights that a core finds near in every step of few rows
 constexpr double kFlopsPerMicrosecond = 1e5;                // of a worker
 constexpr int kLeastPatience = 200, kMostPatience = 50000;  // a wakeup; some turns of a scheduler
 constexpr int64_t kManyRows = 128;  // of a worker, which may stream all the weights for them
+
+constexpr int64_t kLoneRows = 8;  // each is the same to the last bit, however many they are
 
 // A product of little depth is mostly a result. Tasks that have whole rows of it do not meet at the
 // same pages, which may be new.
@@ -30,7 +33,6 @@ struct LyingCosts {
   double pack, panel, row;
   double beside(double rows) const { return rows * row < panel ? rows * row : panel; }
 };
-constexpr int64_t kLoneRows = 8;  // each is the same to the last bit, however many they are
 constexpr LyingCosts kLyingCosts[] = {{256 << 10, 0.036, 0.028, 0.006},
                                       {2 << 20, 0.036, 0.028, 0.0016},
                                       {INT64_MAX, 0.07, 0.03, 0.0008}};
@@ -65,6 +67,10 @@ Plan plan_cpu(const Sizes& s, int gates, int vector, int threads, bool whole_row
 
   Plan plan{1, 1, 1};
   plan.lanes = clamp(static_cast<double>(s.directions), threads);
+  // Where the weights of a direction are too large for its workers' caches, those of others may
+  // hold a part as well: one direction after the other.
+  const double share = weights * size / (threads / plan.lanes);
+  if (share > kNearBytes && s.batch <= kLoneRows && s.steps > 1) plan.lanes = 1;
   const int left = threads / plan.lanes;
   if (whole_rows) {
     plan.row_slices = clamp(static_cast<double>(s.batch), left);

@@ -1,6 +1,7 @@
-// Layers of one direction without masks or options, their weights as torch.nn keeps them: a forward
-// pass without gradients, one that keeps what a backward pass wants, and that backward pass. What
-// short calls take, whose time is that of calling: few arguments, and nothing to arrange before.
+// Layers without masks or options, their weights as torch.nn keeps them: a forward pass without
+// gradients, one that keeps what a backward pass wants, and that backward pass. What short calls
+// take, whose time is that of calling: few arguments, and nothing to arrange before.
+#include <array>
 #include <cstring>
 #include <tuple>
 
@@ -28,10 +29,13 @@ CellTraits plain_cell(const char* op, const Text& name) {
   return *cell;
 }
 
+constexpr int64_t kMostDirections = 2;
+constexpr bool kBackwards[kMostDirections] = {false, true};
+
 // The weights of a layer; tensors that nothing else holds are in `held`.
 struct Weights {
-  const void *w_ih, *w_hh, *b_ih, *b_hh;
-  MaybeTensor held[4];
+  std::array<DirectionWeights, kMostDirections> of;
+  std::array<MaybeTensor, 4 * kMostDirections> held;
 };
 
 // What the ops are called with: checked, and dense but for x.
@@ -39,73 +43,84 @@ struct Call {
   const char* op;
   CellTraits cell;
   ScalarType dtype;
-  int64_t steps, batch, inputs, hidden, layers;
-  int64_t each;  // weights of a layer
+  int64_t steps, batch, inputs, hidden, layers, directions;
+  int64_t each;  // weights of a direction of a layer
   bool lone;     // one step of one layer: x is [B, I], y and the states are [B, H]
   const std::vector<Tensor>& weights;
-  MaybeTensor h0, c0;  // [L, B, H]; c0 of cells that have a cell state
+  MaybeTensor h0, c0;  // [L*D, B, H]; c0 of cells that have a cell state
 
   int64_t rows() const { return cell.gates * hidden; }
   bool has_bias() const { return each == 4; }
   bool has_cell_state() const { return cell.states > 1; }
+  int64_t outputs() const { return directions * hidden; }
+  int64_t width_into(int64_t layer) const { return layer == 0 ? inputs : outputs(); }
   TensorShape state_shape() const {
-    return lone ? TensorShape{batch, hidden} : TensorShape{layers, batch, hidden};
+    return lone ? TensorShape{batch, hidden} : TensorShape{layers * directions, batch, hidden};
   }
   // Of x or an output, [T, B, width].
   TensorShape steps_of(int64_t width) const {
     return lone ? TensorShape{batch, width} : TensorShape{steps, batch, width};
   }
+  // Of what a layer saves, [T, B, D, A*H].
+  Strides saved_strides() const {
+    const int64_t row = cell.saved * hidden;
+    return {batch * directions * row, directions * row, row};
+  }
   Sizes sizes(int64_t width) const {
     const Dtype kind = dtype_of(op, dtype);
-    return {kind, cell.kind, steps, batch, 1, hidden, hidden, width, dots_of(kind)};
+    return {kind, cell.kind, steps, batch, directions, hidden, hidden, width, dots_of(kind)};
   }
 
-  Weights weights_of(int64_t layer, int64_t width) const {
+  Weights weights_of(int64_t layer) const {
     Weights found{};
-    const Tensor* const given = &weights[layer * each];
-    const auto hold = [&](int k, const char* name, const char* formula, const TensorShape& shape) {
-      check_tensor(op, name, given[k], formula, shape, dtype);
-      if (given[k].is_contiguous()) return data(given[k]);
-      found.held[k] = torch::stable::contiguous(given[k]);
-      return data(found.held[k]);
-    };
-    found.w_ih = hold(0, "w_ih", "[G*H, I]", {rows(), width});
-    found.w_hh = hold(1, "w_hh", "[G*H, H]", {rows(), hidden});
-    if (!has_bias()) return found;
-    found.b_ih = hold(2, "b_ih", "[G*H]", {rows()});
-    found.b_hh = hold(3, "b_hh", "[G*H]", {rows()});
+    for (int64_t d = 0; d < directions; ++d) {
+      const Tensor* const given = &weights[(layer * directions + d) * each];
+      const auto hold = [&](int k, const char* name, const char* formula,
+                            const TensorShape& shape) {
+        check_tensor(op, name, given[k], formula, shape, dtype);
+        if (given[k].is_contiguous()) return data(given[k]);
+        MaybeTensor& held = found.held[d * 4 + k];
+        held = torch::stable::contiguous(given[k]);
+        return data(held);
+      };
+      DirectionWeights& own = found.of[d];
+      own.w_ih = hold(0, "w_ih", "[G*H, I]", {rows(), width_into(layer)});
+      own.w_hh = hold(1, "w_hh", "[G*H, H]", {rows(), hidden});
+      if (!has_bias()) continue;
+      own.b_ih = hold(2, "b_ih", "[G*H]", {rows()});
+      own.b_hh = hold(3, "b_hh", "[G*H]", {rows()});
+    }
     return found;
   }
 };
 
-// The states of all layers [L, B, H]: those given, or zeros.
+// The states of all layers [L*D, B, H]: those given, or zeros.
 Tensor start_states(const Call& call, const char* name, const MaybeTensor& given) {
   const TensorShape shape = call.state_shape();
   if (given.has_value()) {
-    return checked(call.op, name, *given, call.lone ? "[B, H]" : "[L, B, H]", shape, call.dtype);
+    return checked(call.op, name, *given, call.lone ? "[B, H]" : "[L*D, B, H]", shape, call.dtype);
   }
   Tensor zeros = make(shape, call.dtype);
   std::memset(zeros.mutable_data_ptr(), 0, zeros.numel() * zeros.element_size());
   return zeros;
 }
 
-// Where the states of a layer [L, B, H] begin.
-const void* state_of(const Tensor& states, int64_t layer) {
-  const int64_t axes = states.dim();
-  const int64_t bytes = states.size(axes - 2) * states.size(axes - 1) * states.element_size();
+// Where the states of a layer, of [L*D, B, H], begin.
+const void* state_of(const Call& call, const Tensor& states, int64_t layer) {
+  const int64_t bytes = call.batch * call.outputs() * states.element_size();
   return static_cast<const char*>(states.const_data_ptr()) + layer * bytes;
 }
-void* state_of(Tensor& states, int64_t layer) {
-  return const_cast<void*>(state_of(static_cast<const Tensor&>(states), layer));
+void* state_of(const Call& call, Tensor& states, int64_t layer) {
+  return const_cast<void*>(state_of(call, static_cast<const Tensor&>(states), layer));
 }
 
 Call checked_call(const char* op, const Text& cell_name, const Tensor& x,
                   const std::vector<Tensor>& weights, bool has_bias, const MaybeTensor& h0,
-                  const MaybeTensor& c0) {
+                  const MaybeTensor& c0, bool bidirectional) {
   const CellTraits cell = plain_cell(op, cell_name);
-  const size_t each = has_bias ? 4 : 2;
-  STD_TORCH_CHECK(!weights.empty() && weights.size() % each == 0, op, ": weights must be ", each,
-                  " for each layer, got ", weights.size());
+  const size_t each = has_bias ? 4 : 2, directions = bidirectional ? 2 : 1;
+  STD_TORCH_CHECK(!weights.empty() && weights.size() % (each * directions) == 0, op,
+                  ": weights must be ", each * directions, " for each layer, got ", weights.size());
   check_given(op, "x", x);
   const bool lone = x.dim() == 2 && weights.size() == each;
   if (!lone) check_rank(op, "x", x, 3);
@@ -117,7 +132,8 @@ Call checked_call(const char* op, const Text& cell_name, const Tensor& x,
             x.size(lone ? 0 : 1),
             x.size(lone ? 1 : 2),
             weights[1].size(1),
-            static_cast<int64_t>(weights.size() / each),
+            static_cast<int64_t>(weights.size() / (each * directions)),
+            static_cast<int64_t>(directions),
             static_cast<int64_t>(each),
             lone,
             weights,
@@ -136,16 +152,13 @@ Call checked_call(const char* op, const Text& cell_name, const Tensor& x,
 
 // What a forward pass of layer `l` reads.
 ForwardParams forward_params(const Call& call, int64_t l, const Tensor& input,
-                             const Weights& weights, const bool* reverse) {
+                             const Weights& weights) {
   ForwardParams p{};
   p.sizes = call.sizes(input.size(input.dim() - 1));
-  p.w_ih = weights.w_ih;
-  p.in.w_hh = weights.w_hh;
-  p.b_ih = weights.b_ih;
-  p.b_hh = weights.b_hh;
-  p.in.h0 = state_of(*call.h0, l);
-  p.in.c0 = call.has_cell_state() ? state_of(*call.c0, l) : nullptr;
-  p.in.reverse = reverse;
+  p.apart = weights.of.data();
+  p.in.h0 = state_of(call, *call.h0, l);
+  p.in.c0 = call.has_cell_state() ? state_of(call, *call.c0, l) : nullptr;
+  p.in.reverse = kBackwards;
   p.x = data(input);
   p.x_strides =
       call.lone ? Strides{0, input.stride(0), 1} : Strides{input.stride(0), input.stride(1), 1};
@@ -162,29 +175,28 @@ Outputs run(const Call& call, const Tensor& x, std::vector<Tensor>* kept) {
   // What a call has not, Python gets as None.
   Tensor h_n = call.lone ? Tensor() : make(call.state_shape(), call.dtype);
   Tensor c_n = call.has_cell_state() ? make(call.state_shape(), call.dtype) : Tensor();
-  const bool forwards = false;
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
   Tensor input = x.stride(x.dim() - 1) == 1 ? x : dense(x);
   for (int64_t l = 0; l < call.layers; ++l) {
-    const Weights weights = call.weights_of(l, l == 0 ? call.inputs : call.hidden);
+    const Weights weights = call.weights_of(l);
     // After one step the state of a layer below others is its output.
-    const bool same = kept == nullptr && call.steps == 1 && l + 1 < call.layers;
-    Tensor y =
-        same ? torch::stable::narrow(h_n, 0, l, 1) : make(call.steps_of(call.hidden), call.dtype);
-    ForwardParams p = forward_params(call, l, input, weights, &forwards);
+    const bool same =
+        kept == nullptr && call.steps == 1 && call.directions == 1 && l + 1 < call.layers;
+    Tensor y = same ? torch::stable::narrow(h_n, 0, l, 1)
+                    : make(call.steps_of(call.outputs()), call.dtype);
+    ForwardParams p = forward_params(call, l, input, weights);
     p.y = y.mutable_data_ptr();
-    p.h_n = call.lone || same ? p.y : state_of(h_n, l);
-    p.c_n = call.has_cell_state() ? state_of(c_n, l) : nullptr;
+    p.h_n = call.lone || same ? p.y : state_of(call, h_n, l);
+    p.c_n = call.has_cell_state() ? state_of(call, c_n, l) : nullptr;
     if (kept != nullptr && cell.saved > 0) {
-      const int64_t row = cell.saved * call.hidden;
-      Tensor saved = make({call.steps, call.batch, row}, call.dtype);
+      Tensor saved = make(call.steps_of(cell.saved * call.outputs()), call.dtype);
       p.saved = saved.mutable_data_ptr();
-      p.saved_strides = {call.batch * row, row, row};
+      p.saved_strides = call.saved_strides();
       kept->push_back(saved);
     }
     if (kept != nullptr && call.has_cell_state()) {
-      Tensor cells = make({call.steps, call.batch, call.hidden}, wide);
+      Tensor cells = make(call.steps_of(call.outputs()), wide);
       p.cells = cells.mutable_data_ptr();
       kept->push_back(cells);
     }
@@ -197,18 +209,17 @@ Outputs run(const Call& call, const Tensor& x, std::vector<Tensor>* kept) {
 }
 
 Outputs plain_forward(Text cell, Tensor x, std::vector<Tensor> weights, bool has_bias,
-                      MaybeTensor h0, MaybeTensor c0) {
-  return run(checked_call(kForward, cell, x, weights, has_bias, h0, c0), x, nullptr);
+                      MaybeTensor h0, MaybeTensor c0, bool bidirectional) {
+  return run(checked_call(kForward, cell, x, weights, has_bias, h0, c0, bidirectional), x, nullptr);
 }
 
-std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> plain_training(Text cell, Tensor x,
-                                                                       std::vector<Tensor> weights,
-                                                                       bool has_bias,
-                                                                       MaybeTensor h0,
-                                                                       MaybeTensor c0) {
+using TrainingOutputs = std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>>;
+
+TrainingOutputs plain_training(Text cell, Tensor x, std::vector<Tensor> weights, bool has_bias,
+                               MaybeTensor h0, MaybeTensor c0, bool bidirectional) {
   std::vector<Tensor> kept;
   const auto [y, h_n, c_n] =
-      run(checked_call(kForward, cell, x, weights, has_bias, h0, c0), x, &kept);
+      run(checked_call(kForward, cell, x, weights, has_bias, h0, c0, bidirectional), x, &kept);
   return {y, h_n, c_n, kept};
 }
 
@@ -216,7 +227,7 @@ std::tuple<Tensor, Tensor, Tensor, std::vector<Tensor>> plain_training(Text cell
 MaybeTensor checked_gradient(const Call& call, const char* name, const MaybeTensor& given,
                              const TensorShape& shape) {
   if (!given.has_value()) return std::nullopt;
-  const char* const formula = call.lone ? "[B, H]" : name[1] == 'y' ? "[T, B, H]" : "[L, B, H]";
+  const char* const formula = call.lone ? "[B, H]" : name[1] == 'y' ? "[T, B, D*H]" : "[L*D, B, H]";
   return checked(call.op, name, *given, formula, shape, call.dtype);
 }
 
@@ -239,23 +250,25 @@ class Gradients {
     return made_[which].mutable_data_ptr();
   }
   void* state(Output which, int64_t layer) {
-    return needed_[which] == 0 ? nullptr : state_of(made_[which], layer);
+    return needed_[which] == 0 ? nullptr : state_of(call_, made_[which], layer);
   }
   std::vector<Tensor> all() const { return made_; }
 
   // Of what came to a layer and of its weights.
   void add(const ShortLayer& layer, int64_t l, Products& products, void* dx) {
-    const size_t first = kWeights + l * call_.each;
     if (dx != nullptr) input_gradient(layer, products, dx);
-    if (void* out = output(first, {layer.rows, layer.inputs})) {
-      input_weight_sums(layer, products, out);
+    for (int64_t d = 0; d < call_.directions; ++d) {
+      const size_t first = kWeights + (l * call_.directions + d) * call_.each;
+      if (void* out = output(first, {layer.rows, layer.inputs})) {
+        input_weight_sums(layer, d, products, out);
+      }
+      if (void* out = output(first + 1, {layer.rows, layer.state})) {
+        hidden_weight_sums(layer, d, products, out);
+      }
+      if (!call_.has_bias()) continue;
+      if (void* out = output(first + 2, {layer.rows})) bias_sums(layer, d, layer.dgates_x, out);
+      if (void* out = output(first + 3, {layer.rows})) bias_sums(layer, d, layer.dgates_h, out);
     }
-    if (void* out = output(first + 1, {layer.rows, layer.state})) {
-      hidden_weight_sums(layer, products, out);
-    }
-    if (!call_.has_bias()) return;
-    if (void* out = output(first + 2, {layer.rows})) bias_sums(layer, layer.dgates_x, out);
-    if (void* out = output(first + 3, {layer.rows})) bias_sums(layer, layer.dgates_h, out);
   }
 
  private:
@@ -270,20 +283,20 @@ struct Kept {
 
   Kept(const Call& call, int64_t layer, const Tensor& last, const std::vector<Tensor>& kept) {
     const int64_t each = (call.cell.saved > 0) + call.has_cell_state() + 1;
-    const TensorShape shape{call.steps, call.batch, call.hidden};
+    const TensorShape shape = call.steps_of(call.outputs());
     STD_TORCH_CHECK(static_cast<int64_t>(kept.size()) == call.layers * each - 1, call.op,
                     ": kept must be what plain_training returned, ", call.layers * each - 1,
                     " tensors, got ", kept.size());
     const Tensor* next = &kept[layer * each];
     if (call.cell.saved > 0) {
-      saved = checked(call.op, "kept", *next++, "[T, B, A*H]",
-                      {call.steps, call.batch, call.cell.saved * call.hidden}, call.dtype);
+      saved = checked(call.op, "kept", *next++, call.lone ? "[B, A*H]" : "[T, B, D*A*H]",
+                      call.steps_of(call.cell.saved * call.outputs()), call.dtype);
     }
+    const char* const formula = call.lone ? "[B, H]" : "[T, B, D*H]";
     if (call.has_cell_state()) {
-      cells = checked(call.op, "kept", *next++, "[T, B, H]", shape, call.dtype);
+      cells = checked(call.op, "kept", *next++, formula, shape, call.dtype);
     }
-    y = checked(call.op, "y", layer + 1 < call.layers ? *next : last,
-                call.lone ? "[B, H]" : "[T, B, H]", call.steps_of(call.hidden), call.dtype);
+    y = checked(call.op, "y", layer + 1 < call.layers ? *next : last, formula, shape, call.dtype);
   }
 };
 
@@ -292,7 +305,7 @@ struct Arriving {
   MaybeTensor dy, dh_n, dc_n;
 
   Arriving(const Call& call, const MaybeTensor& y, const MaybeTensor& h_n, const MaybeTensor& c_n)
-      : dy(checked_gradient(call, "dy", y, call.steps_of(call.hidden))),
+      : dy(checked_gradient(call, "dy", y, call.steps_of(call.outputs()))),
         dh_n(checked_gradient(call, "dh_n", h_n, call.state_shape())),
         dc_n(checked_gradient(call, "dc_n", c_n, call.state_shape())) {
     STD_TORCH_CHECK(!call.lone || !h_n.has_value(), call.op,
@@ -312,21 +325,20 @@ void check_trained(const Call& call, const Tensor& x) {
 
 // What a backward pass of layer `l` reads; `dy` is the gradient of its output.
 BackwardParams backward_params(const Call& call, int64_t l, const Kept& own, const Weights& weights,
-                               const MaybeTensor& dy, const Arriving& given, const bool* reverse) {
+                               const MaybeTensor& dy, const Arriving& given) {
   BackwardParams p{};
   p.sizes = call.sizes(0);
-  p.in.w_hh = weights.w_hh;
-  p.in.h0 = state_of(*call.h0, l);
-  p.in.c0 = call.has_cell_state() ? state_of(*call.c0, l) : nullptr;
-  p.in.reverse = reverse;
+  p.apart = weights.of.data();
+  p.in.h0 = state_of(call, *call.h0, l);
+  p.in.c0 = call.has_cell_state() ? state_of(call, *call.c0, l) : nullptr;
+  p.in.reverse = kBackwards;
   p.dy = data(dy);
-  p.dh_n = given.dh_n.has_value() ? state_of(*given.dh_n, l) : nullptr;
-  p.dc_n = given.dc_n.has_value() ? state_of(*given.dc_n, l) : nullptr;
+  p.dh_n = given.dh_n.has_value() ? state_of(call, *given.dh_n, l) : nullptr;
+  p.dc_n = given.dc_n.has_value() ? state_of(call, *given.dc_n, l) : nullptr;
   p.y = data(own.y);
   if (call.cell.saved > 0) {
-    const int64_t row = call.cell.saved * call.hidden;
     p.saved = data(own.saved);
-    p.saved_strides = {call.batch * row, row, row};
+    p.saved_strides = call.saved_strides();
   }
   p.cells = call.has_cell_state() ? data(own.cells) : nullptr;
   return p;
@@ -335,31 +347,30 @@ BackwardParams backward_params(const Call& call, int64_t l, const Kept& own, con
 std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor dh_n,
                                     MaybeTensor dc_n, Tensor x, std::vector<Tensor> weights,
                                     bool has_bias, MaybeTensor h0, MaybeTensor c0, Tensor y,
-                                    std::vector<Tensor> kept, std::vector<int64_t> needed) {
-  const Call call = checked_call(kBackward, cell_name, x, weights, has_bias, h0, c0);
+                                    std::vector<Tensor> kept, std::vector<int64_t> needed,
+                                    bool bidirectional) {
+  const Call call = checked_call(kBackward, cell_name, x, weights, has_bias, h0, c0, bidirectional);
   check_trained(call, x);
   const Arriving given(call, dy, dh_n, dc_n);
   STD_TORCH_CHECK(call.has_cell_state() || (!dc_n.has_value() && !needed.at(kC0)), call.op,
                   ": cell ", call.cell.name,
                   " has no cell state, whose gradient was given or asked for");
 
-  const bool forwards = false;
   const ThreadPool pool = thread_pool();
   const CpuKernels& k = kernels();
   const Tensor x_dense = dense(x);
   Products products(dtype_of(call.op, call.dtype));
   Gradients made(call, needed);
   MaybeTensor above = given.dy;
-  const TensorShape gates{call.steps, call.batch, call.rows()};
+  const TensorShape gates = call.steps_of(call.directions * call.rows());
   for (int64_t l = call.layers - 1; l >= 0; --l) {
     const Kept own(call, l, y, kept);
     const Tensor input = l == 0 ? x_dense : Kept(call, l - 1, y, kept).y;
-    const int64_t width = l == 0 ? call.inputs : call.hidden;
-    const Weights w = call.weights_of(l, width);
+    const Weights w = call.weights_of(l);
     const bool shared = call.cell.shared_gates;
     Tensor dgates_x = make(gates, call.dtype);
     Tensor dgates_h = shared ? dgates_x : make(gates, call.dtype);
-    BackwardParams p = backward_params(call, l, own, w, above, given, &forwards);
+    BackwardParams p = backward_params(call, l, own, w, above, given);
     p.dgates_x = dgates_x.mutable_data_ptr();
     p.dgates_h = shared ? nullptr : dgates_h.mutable_data_ptr();
     p.dh0 = made.state(kH0, l);
@@ -367,24 +378,17 @@ std::vector<Tensor> plain_gradients(Text cell_name, MaybeTensor dy, MaybeTensor 
     Tensor scratch = scratch_memory(k.backward_scratch(p, pool.count));
     k.backward(p, pool, scratch.mutable_data_ptr());
 
-    const ShortLayer layer{call.steps,
-                           call.batch,
-                           1,
-                           call.rows(),
-                           call.hidden,
-                           width,
-                           call.dtype,
-                           data(input),
-                           w.w_ih,
-                           state_of(*call.h0, l),
-                           data(own.y),
-                           data(dgates_x),
-                           data(dgates_h),
-                           &forwards,
+    const ShortLayer layer{call.steps,      call.batch,
+                           call.directions, call.rows(),
+                           call.hidden,     call.width_into(l),
+                           call.dtype,      data(input),
+                           w.of.data(),     state_of(call, *call.h0, l),
+                           data(own.y),     data(dgates_x),
+                           data(dgates_h),  kBackwards,
                            !h0.has_value()};
     void* dx = nullptr;
     if (l > 0) {
-      above = make(call.steps_of(call.hidden), call.dtype);
+      above = make(call.steps_of(call.outputs()), call.dtype);
       dx = above->mutable_data_ptr();
     } else {
       dx = made.output(kX, call.steps_of(call.inputs));

@@ -13,25 +13,26 @@ STABLE_TORCH_LIBRARY(bptt, m) {
       "Tensor? c0, Tensor? lengths, Tensor? resets, int[] reverse, str keep, float[] control=[], "
       "Tensor? seed=None) "
       "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor cells)");
-  // Layers of one direction without gradients, on a CPU: x [T, B, I], states [L, B, H]; y [T, B,
-  // H]. weights, of each layer: w_ih [G*H, I], w_hh [G*H, H] and, with has_bias, b_ih and b_hh
-  // [G*H]. Of one layer x may be [B, I], a step: then states and y are [B, H], and y is the hidden
-  // state, too. What a call has not, h_n then and c_n of most cells, is None. For eager mode alone:
-  // it has no rules for autograd, tracing or transforms.
+  // Layers of D directions without gradients, on a CPU: x [T, B, I], states [L*D, B, H]; y [T, B,
+  // D*H]. weights, of each direction of each layer: w_ih [G*H, I], w_hh [G*H, H] and, with
+  // has_bias, b_ih and b_hh [G*H]. Of one layer of one direction x may be [B, I], a step: then
+  // states and y are [B, H], and y is the hidden state, too. What a call has not, h_n then and c_n
+  // of most cells, is None. For eager mode alone: it has no rules for autograd, tracing or
+  // transforms.
   m.def(
-      "plain_forward(str cell, Tensor x, Tensor[] weights, bool has_bias, Tensor? h0, Tensor? c0) "
-      "-> (Tensor y, Tensor h_n, Tensor c_n)");
+      "plain_forward(str cell, Tensor x, Tensor[] weights, bool has_bias, Tensor? h0, Tensor? c0, "
+      "bool bidirectional=False) -> (Tensor y, Tensor h_n, Tensor c_n)");
   // The same for a backward pass to come, which gets `kept` back.
   m.def(
-      "plain_training(str cell, Tensor x, Tensor[] weights, bool has_bias, Tensor? h0, Tensor? c0) "
-      "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor[] kept)");
+      "plain_training(str cell, Tensor x, Tensor[] weights, bool has_bias, Tensor? h0, Tensor? c0, "
+      "bool bidirectional=False) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor[] kept)");
   // All gradients of a short call, of x, h0, c0 and the weights, as far as `needed`, a flag for
   // each, asks for them; the others are undefined. In float32 or float64, for cells with one
   // product in a step. Without h0 or c0 they were zeros.
   m.def(
       "plain_gradients(str cell, Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, "
       "Tensor[] weights, bool has_bias, Tensor? h0, Tensor? c0, Tensor y, Tensor[] kept, "
-      "int[] needed) -> Tensor[]");
+      "int[] needed, bool bidirectional=False) -> Tensor[]");
   // dcells: gradients of all cell states, [T, B, D, C*H] wide.
   // dh, the gradient of every hidden state: if keep_dh asks, or a projection's weights need it.
   m.def(

@@ -44,8 +44,13 @@ Gradients short_gradients(Text cell, MaybeTensor dy, MaybeTensor dh_n, MaybeTens
   const Tensor y_dense = dense(y), x_dense = dense(x), w_dense = dense(w_ih), h_dense = dense(h0);
   const std::unique_ptr<bool[]> backwards(new bool[reverse.size()]);
   std::copy(reverse.begin(), reverse.end(), backwards.get());
+  std::vector<DirectionWeights> weights(directions);
+  const int64_t each = rows * inputs * w_dense.element_size();
+  for (int64_t d = 0; d < directions; ++d) {
+    weights[d].w_ih = static_cast<const char*>(data(w_dense)) + d * each;
+  }
   const ShortLayer c{steps,         batch,          directions,     rows,           state,
-                     inputs,        dtype,          data(x_dense),  data(w_dense),  data(h_dense),
+                     inputs,        dtype,          data(x_dense),  weights.data(), data(h_dense),
                      data(y_dense), data(dgates_x), data(dgates_h), backwards.get()};
   Products products(dtype_of(kOp, dtype));
   Tensor made[kOutputs];
@@ -56,17 +61,23 @@ Gradients short_gradients(Text cell, MaybeTensor dy, MaybeTensor dh_n, MaybeTens
   if (void* out = output(kX, needed[kX] != 0, {steps, batch, inputs})) {
     input_gradient(c, products, out);
   }
-  if (void* out = output(kWIh, needed[kWIh] != 0, {directions, rows, inputs})) {
-    input_weight_sums(c, products, out);
-  }
-  if (void* out = output(kWHh, needed[kWHh] != 0, {directions, rows, state})) {
-    hidden_weight_sums(c, products, out);
-  }
+  // Sums [D, rows, width], one direction after the other.
+  const auto sums = [&](Output which, bool wanted, int64_t width, const TensorShape& shape,
+                        auto body) {
+    void* const out = output(which, wanted, shape);
+    for (int64_t d = 0; out != nullptr && d < directions; ++d) {
+      body(d, c.past(out, d * rows * width));
+    }
+  };
+  sums(kWIh, needed[kWIh] != 0, inputs, {directions, rows, inputs},
+       [&](int64_t d, void* out) { input_weight_sums(c, d, products, out); });
+  sums(kWHh, needed[kWHh] != 0, state, {directions, rows, state},
+       [&](int64_t d, void* out) { hidden_weight_sums(c, d, products, out); });
   const bool bias_x = needed[kBIh] != 0 || (needed[kBHh] != 0 && shared);
-  if (void* out = output(kBIh, bias_x, {directions, rows})) bias_sums(c, c.dgates_x, out);
-  if (void* out = output(kBHh, needed[kBHh] != 0, {directions, rows})) {
-    bias_sums(c, c.dgates_h, out);
-  }
+  sums(kBIh, bias_x, 1, {directions, rows},
+       [&](int64_t d, void* out) { bias_sums(c, d, c.dgates_x, out); });
+  sums(kBHh, needed[kBHh] != 0, 1, {directions, rows},
+       [&](int64_t d, void* out) { bias_sums(c, d, c.dgates_h, out); });
   return {made[kX], made[kWIh], made[kBIh], made[kWHh], made[kBHh], dh0, dc0};
 }
 

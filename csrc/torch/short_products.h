@@ -47,7 +47,9 @@ class Products {
 struct ShortLayer {
   int64_t steps, batch, directions, rows, state, inputs;  // rows: G*H
   ScalarType dtype;
-  const void *x, *w_ih, *h0, *y;    // [T, B, I], [D, G*H, I], [D, B, R], [T, B, D, R]
+  const void* x;                    // [T, B, I]
+  const DirectionWeights* weights;  // [D]; w_ih alone is read
+  const void *h0, *y;               // [D, B, R], [T, B, D, R]
   const void *dgates_x, *dgates_h;  // [T, B, D, G*H]
   const bool* reverse;              // [D]
   bool from_zeros = false;          // whether h0 is
@@ -92,18 +94,16 @@ void add_rows(const Matrix& m, T* sums) {
 
 // out [T, B, I].
 inline void input_gradient(const ShortLayer& c, Products& products, void* out) {
-  const int64_t width = c.directions * c.rows;
-  products.multiply(c.plane(c.dgates_x, 0, c.steps * c.batch, width),
-                    c.plane(c.w_ih, 0, width, c.inputs), nullptr, out);
+  for (int64_t d = 0; d < c.directions; ++d) {
+    products.multiply(c.steps_of(c.dgates_x, d, c.rows, 0, c.steps),
+                      c.plane(c.weights[d].w_ih, 0, c.rows, c.inputs), d == 0 ? nullptr : out, out);
+  }
 }
 
-// out [D, G*H, I].
-inline void input_weight_sums(const ShortLayer& c, Products& products, void* out) {
-  for (int64_t d = 0; d < c.directions; ++d) {
-    products.multiply(c.steps_of(c.dgates_x, d, c.rows, 0, c.steps).transposed(),
-                      c.plane(c.x, 0, c.steps * c.batch, c.inputs), nullptr,
-                      c.past(out, d * c.rows * c.inputs));
-  }
+// The rest is of one direction. out [G*H, I].
+inline void input_weight_sums(const ShortLayer& c, int64_t d, Products& products, void* out) {
+  products.multiply(c.steps_of(c.dgates_x, d, c.rows, 0, c.steps).transposed(),
+                    c.plane(c.x, 0, c.steps * c.batch, c.inputs), nullptr, out);
 }
 
 // The sums of the columns of a matrix [M, N], as one of [1, N].
@@ -116,33 +116,28 @@ inline Matrix column_sums(const Matrix& m, ScalarType dtype, void* sums) {
   return {sums, 1, m.columns, m.columns, 1};
 }
 
-// out [D, G*H, R]: sums of dgates^T h, h being the hidden state that entered each step. Where the
+// out [G*H, R]: sums of dgates^T h, h being the hidden state that entered each step. Where the
 // first one is zeros, so are its sums, but for what is not finite: a product of depth one.
-inline void hidden_weight_sums(const ShortLayer& c, Products& products, void* out) {
+inline void hidden_weight_sums(const ShortLayer& c, int64_t d, Products& products, void* out) {
+  const int64_t rest = c.steps - 1;
+  const bool backwards = c.reverse[d];
   std::vector<double> added(c.from_zeros ? c.rows : 0);  // memory for floats, too
-  for (int64_t d = 0; d < c.directions; ++d) {
-    const int64_t rest = c.steps - 1;
-    const bool backwards = c.reverse[d];
-    void* const sums = c.past(out, d * c.rows * c.state);
-    Matrix first = c.steps_of(c.dgates_h, d, c.rows, backwards ? rest : 0, 1);
-    Matrix entered = c.plane(c.h0, d, c.batch, c.state);
-    if (c.from_zeros && c.batch > 0) {
-      first = column_sums(first, c.dtype, added.data());
-      entered.rows = 1;
-    }
-    products.multiply(first.transposed(), entered, nullptr, sums);
-    if (rest == 0) continue;
-    const Matrix later = c.steps_of(c.dgates_h, d, c.rows, backwards ? 0 : 1, rest);
-    const Matrix earlier = c.steps_of(c.y, d, c.state, backwards ? 1 : 0, rest);
-    products.multiply(later.transposed(), earlier, sums, sums);
+  Matrix first = c.steps_of(c.dgates_h, d, c.rows, backwards ? rest : 0, 1);
+  Matrix entered = c.plane(c.h0, d, c.batch, c.state);
+  if (c.from_zeros && c.batch > 0) {
+    first = column_sums(first, c.dtype, added.data());
+    entered.rows = 1;
   }
+  products.multiply(first.transposed(), entered, nullptr, out);
+  if (rest == 0) return;
+  const Matrix later = c.steps_of(c.dgates_h, d, c.rows, backwards ? 0 : 1, rest);
+  const Matrix earlier = c.steps_of(c.y, d, c.state, backwards ? 1 : 0, rest);
+  products.multiply(later.transposed(), earlier, out, out);
 }
 
-// out [D, G*H]: sums of gradients of gates over time and batch.
-inline void bias_sums(const ShortLayer& c, const void* dgates, void* out) {
-  for (int64_t d = 0; d < c.directions; ++d) {
-    column_sums(c.steps_of(dgates, d, c.rows, 0, c.steps), c.dtype, c.past(out, d * c.rows));
-  }
+// out [G*H]: sums of gradients of gates over time and batch.
+inline void bias_sums(const ShortLayer& c, int64_t d, const void* dgates, void* out) {
+  column_sums(c.steps_of(dgates, d, c.rows, 0, c.steps), c.dtype, out);
 }
 
 }  // namespace

@@ -23,6 +23,7 @@ CELLS = frozenset({"rnn_tanh", "rnn_relu", "gru", "gru_reset_before", "lstm"})
 _TENSORS = frozenset({Tensor})
 _WEIGHTS = frozenset({Tensor, Parameter})
 _STEPS = 64  # longer calls do not notice
+_MOST_LENGTHS = 64  # to read one by one
 # With more a step of a plain RNN is no faster than torch's operations.
 FEW_ROWS = 64
 _MANY_ROWS = frozenset({"gru", "gru_reset_before", "lstm"})
@@ -58,10 +59,25 @@ def _undisturbed() -> bool:
 _forward_op: Any = torch.ops.bptt.plain_forward.default if dispatch.has_extension() else None
 
 
+def leave_nothing_out(lengths: Any, input: Any, batch_first: bool) -> bool:
+    """Whether lengths are a layer's input's steps, for every sequence: as if there were none.
+
+    False also where that is not easily read.
+    """
+    if type(lengths) is not Tensor or type(input) is not Tensor or input.dim() != 3:
+        return False
+    batch, steps = input.shape[:2] if batch_first else input.shape[1::-1]
+    if lengths.shape != (batch,) or not 0 < batch <= _MOST_LENGTHS:
+        return False
+    if lengths.dtype != torch.int64 or not (lengths.is_cpu and input.is_cpu and _undisturbed()):
+        return False
+    return all(length == steps for length in lengths.tolist())
+
+
 def forward(
-    cell: str, x: Any, hx: Any, weights: Sequence[Any], has_bias: bool
+    cell: str, x: Any, hx: Any, weights: Sequence[Any], has_bias: bool, bidirectional: bool
 ) -> tuple[Tensor, Any] | None:
-    """The output and the last states of layers of one direction; None where this is not for them.
+    """The output and the last states of layers; None where this is not for them.
 
     Args:
         cell: a name of `CELLS`.
@@ -69,6 +85,7 @@ def forward(
         hx: what the user gave as initial states, or None.
         weights: flat, as torch.nn has them.
         has_bias: whether there are biases among them.
+        bidirectional: whether there are weights of two directions.
     """
     if type(x) is not Tensor or not x.is_cpu or x.dim() != 3 or not _undisturbed():
         return None
@@ -84,7 +101,7 @@ def forward(
         if type(hx) is not tuple or len(hx) != 2 or not _TENSORS.issuperset(map(type, hx)):
             return None
         h0, c0 = hx
-    made = _run(cell, x, h0, c0, weights, has_bias)
+    made = _run(cell, x, h0, c0, weights, has_bias, bidirectional)
     if made is None:
         return None
     y, h_n, c_n = made
@@ -113,14 +130,20 @@ def step(
         h0, c0 = hx if cell == "lstm" else (hx[0], None)
     if not _undisturbed():
         return None
-    made = _run(cell, x, h0, c0, weights, has_bias)
+    made = _run(cell, x, h0, c0, weights, has_bias, False)
     if made is None:
         return None
     return (made[0], made[2]) if cell == "lstm" else (made[0],)
 
 
 def _run(
-    cell: str, x: Tensor, h0: Any, c0: Any, weights: Sequence[Any], has_bias: bool
+    cell: str,
+    x: Tensor,
+    h0: Any,
+    c0: Any,
+    weights: Sequence[Any],
+    has_bias: bool,
+    bidirectional: bool,
 ) -> tuple[Any, Any, Any] | None:
     """y, h_n and c_n; None for those that the call has not, or for all where something is wrong."""
     training = torch.is_grad_enabled() and _asks_for_gradients(x, h0, c0, *weights)
@@ -129,9 +152,9 @@ def _run(
     try:
         made: tuple[Any, Any, Any]
         if training:
-            made = Training.applied(cell, has_bias, x, h0, c0, *weights)
+            made = Training.applied((cell, has_bias, bidirectional), x, h0, c0, *weights)
         else:
-            made = _forward_op(cell, x, weights, has_bias, h0, c0)
+            made = _forward_op(cell, x, weights, has_bias, h0, c0, bidirectional)
     except RuntimeError:
         return None  # the usual way says what it is
     return made

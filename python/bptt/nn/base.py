@@ -110,8 +110,10 @@ class RecurrentLayer(Traced, nn.RNNBase):
                 mask=mask,
             )
         weights = self._weights(eager)
-        bare = lengths is None and resets is None and mask is None
-        if eager and bare and grad_norms is None and not return_cells:
+        bare = eager and resets is None and mask is None
+        if bare and lengths is not None:
+            bare = plain.leave_nothing_out(lengths, input, self.batch_first)
+        if bare and grad_norms is None and not return_cells:
             answer = self._plain_forward(input, hx, weights)
             if answer is not None:
                 return answer
@@ -135,7 +137,7 @@ class RecurrentLayer(Traced, nn.RNNBase):
     def _plain_cell(self, hx: Any) -> str:
         """The cell of a call that is one for `calls.plain`, as far as the layer goes, or ""."""
         if (
-            self.bidirectional
+            self.merge_mode != "concat"
             or self._has_options
             or self.proj_size
             or self._nonlinearity
@@ -153,9 +155,9 @@ class RecurrentLayer(Traced, nn.RNNBase):
         if not cell:
             return None
         if not self.batch_first:
-            return plain.forward(cell, input, hx, weights, self.bias)
+            return plain.forward(cell, input, hx, weights, self.bias, self.bidirectional)
         x = input.transpose(0, 1) if isinstance(input, Tensor) and input.dim() == 3 else input
-        answer = plain.forward(cell, x, hx, weights, self.bias)
+        answer = plain.forward(cell, x, hx, weights, self.bias, self.bidirectional)
         return None if answer is None else (answer[0].transpose(0, 1), answer[1])
 
     def step(
@@ -193,7 +195,7 @@ class RecurrentLayer(Traced, nn.RNNBase):
         bare = eager and resets is None and type(input) is Tensor and input.dim() == 2
         cell = self._plain_cell(hx) if bare else ""
         if cell:
-            answer = plain.forward(cell, input.unsqueeze(0), hx, weights, self.bias)
+            answer = plain.forward(cell, input.unsqueeze(0), hx, weights, self.bias, False)
             if answer is not None:
                 return answer[0][0], answer[1]
         return functional.step(self._call(False), input, hx, weights, resets)

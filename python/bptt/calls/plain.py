@@ -28,6 +28,7 @@ _MOST_LENGTHS = 64  # to read one by one
 FEW_ROWS = 64
 _MANY_ROWS = frozenset({"gru", "gru_reset_before", "lstm"})
 _EITHER = ("auto", "cpu")
+_STATES = frozenset({Tensor, type(None)})
 
 # Looked up once: a short call notices even that.
 _function_modes = torch._C._len_torch_function_stack
@@ -35,6 +36,7 @@ _dispatch_modes = torch._C._len_torch_dispatch_stack
 _transform: Any = torch._C._functorch.peek_interpreter_stack
 _is_tracing = torch._C._is_tracing
 _is_autocast = torch.is_autocast_enabled
+_forced = dispatch.this_thread
 
 
 def _undisturbed() -> bool:
@@ -49,8 +51,8 @@ def _undisturbed() -> bool:
         or forward_ad._current_level >= 0
         or _is_tracing()
         or _is_autocast("cpu")
-        or dispatch.forced_backend() not in _EITHER
-        or not dispatch.has_extension()
+        or _forced.name not in _EITHER
+        or _forward_op is None
         or measured.rows_for("cpu")
     )
 
@@ -109,31 +111,26 @@ def forward(
 
 
 def step(
-    cell: str, x: Tensor, hx: tuple[Any, ...] | None, weights: Sequence[Any], has_bias: bool
-) -> tuple[Tensor, ...] | None:
-    """The states after one step of a cell; None where this is not for it.
+    cell: str, x: Tensor, h: Any, c: Any, weights: Sequence[Any], has_bias: bool
+) -> tuple[Any, Any, Any] | None:
+    """The states after one step of a cell, (h, None, c); None where this is not for it.
 
     Args:
-        cell: a name of `CELLS`.
+        cell: its name.
         x: `[B, I]`.
-        hx: the states before, each `[B, H]`, or None for zeros.
+        h, c: the states before, each `[B, H]`, or None for zeros or for what the cell has not.
         weights: w_ih, w_hh and, with `has_bias`, b_ih and b_hh.
     """
-    if not x.is_cpu or not x.numel() or not _WEIGHTS.issuperset(map(type, weights)):
+    if cell not in CELLS or type(h) not in _STATES or type(c) not in _STATES:
         return None
-    if cell not in _MANY_ROWS and x.shape[0] > FEW_ROWS:  # len of a tensor asks torch's modes
+    if not _WEIGHTS.issuperset(map(type, weights)) or not x.is_cpu or x.dim() != 2:
         return None
-    h0 = c0 = None
-    if hx is not None:
-        if not _TENSORS.issuperset(map(type, hx)):
-            return None
-        h0, c0 = hx if cell == "lstm" else (hx[0], None)
+    rows, inputs = x.shape
+    if not rows or not inputs or (rows > FEW_ROWS and cell not in _MANY_ROWS):
+        return None
     if not _undisturbed():
         return None
-    made = _run(cell, x, h0, c0, weights, has_bias, False)
-    if made is None:
-        return None
-    return (made[0], made[2]) if cell == "lstm" else (made[0],)
+    return _run(cell, x, h, c, weights, has_bias, False)
 
 
 def _run(

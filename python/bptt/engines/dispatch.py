@@ -290,12 +290,12 @@ def check_backend_name(name: str, source: str) -> str:
     return name
 
 
-_forced = _Forced()
+this_thread = _Forced()
 
 
 def forced_backend() -> str:
     """The backend forced on this thread, by `backend(...)` or BPTT_BACKEND, or "auto"."""
-    return _forced.name
+    return this_thread.name
 
 
 @contextmanager
@@ -312,12 +312,12 @@ def backend(name: str) -> Iterator[None]:
         RuntimeError: the backend is not available here; the message gives the reason. A layer
             called inside the block raises too when the backend cannot take its problem.
     """
-    previous = _forced.name
-    _forced.name = check_backend_name(name, "bptt.backend")
+    previous = this_thread.name
+    this_thread.name = check_backend_name(name, "bptt.backend")
     try:
         yield
     finally:
-        _forced.name = previous
+        this_thread.name = previous
 
 
 def backends() -> list[BackendStatus]:

@@ -22,7 +22,7 @@ from ..interop.tracing import Traced
 from ..recurrence.cells import States
 from .base import Device
 
-_NAMES = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+_is_compiling = torch.compiler.is_compiling
 
 
 class RecurrentCell(Traced, nn.RNNCellBase):
@@ -41,10 +41,6 @@ class RecurrentCell(Traced, nn.RNNCellBase):
     def _step(self, input: Tensor, hx: tuple[Any, ...] | None, count: int) -> tuple[Tensor, ...]:
         """Check the arguments, then take one step; `count` states in, `count` out."""
         kind = self._kind
-        if not torch.compiler.is_compiling():
-            fused = self._fused(input, hx)
-            if fused is not None:
-                return fused
         checks.check_cell_input(kind, input)
         if hx is not None:
             checks.check_cell_state_rank(kind, hx, input.dim() == 2)
@@ -61,15 +57,24 @@ class RecurrentCell(Traced, nn.RNNCellBase):
         with autocast.switched_off(device_type, dtype is not None):
             return self._equations(input, hx, *weights)
 
-    def _fused(self, input: Any, hx: tuple[Any, ...] | None) -> tuple[Tensor, ...] | None:
-        """The step by a kernel, or None where that is not possible or not faster."""
-        cell = self._cell_name
-        if type(input) is not Tensor or input.dim() != 2 or cell not in plain.CELLS:
+    # Between the steps of a decoder all else that runs pushes this out of the caches, which then
+    # takes several times as long: as few functions as possible, and before everything else.
+    def _fused(self, input: Any, h: Any, c: Any = None) -> tuple[Any, ...] | None:
+        """The states after the step, (h, None, c), by a kernel.
+
+        None where that is not possible, or not faster, or something is wrong.
+        """
+        if _is_compiling() or type(input) is not Tensor:
             return None
-        own = self._parameters  # past nn.Module's search, where nothing replaced a parameter
-        names = _NAMES if self.bias else _NAMES[:2]
-        weights = [own[name] if name in own else getattr(self, name) for name in names]
-        return plain.step(cell, input, hx, weights, self.bias)
+        own = self._parameters  # past nn.Module's search
+        try:
+            weights: list[Any] = [own["weight_ih"], own["weight_hh"]]
+            if self.bias:
+                weights += own["bias_ih"], own["bias_hh"]
+        except KeyError:  # something replaced a parameter
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if self.bias else 2]
+            weights = [getattr(self, name) for name in names]
+        return plain.step(self._cell_name, input, h, c, weights, self.bias)
 
     def _equations(
         self, x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, *rest: Tensor
@@ -136,6 +141,9 @@ class RNNCell(RecurrentCell):
         return functional.RNN_CELLS[self.nonlinearity]
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        made = self._fused(input, hx)
+        if made is not None:
+            return made[0]
         if isinstance(input, Proxy) or isinstance(hx, Proxy):
             node: Tensor = self._node(input, hx)
             return node
@@ -176,6 +184,9 @@ class GRUCell(RecurrentCell):
         return functional.gru_cell_name(self.reset_after)
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        made = self._fused(input, hx)
+        if made is not None:
+            return made[0]
         if isinstance(input, Proxy) or isinstance(hx, Proxy):
             node: Tensor = self._node(input, hx)
             return node
@@ -229,6 +240,13 @@ class LSTMCell(RecurrentCell):
     def forward(
         self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor]:
+        made = None
+        if hx is None:
+            made = self._fused(input, None)
+        elif type(hx) in (tuple, list) and len(hx) == 2 and type(hx[0]) is type(hx[1]) is Tensor:
+            made = self._fused(input, *hx)
+        if made is not None:
+            return made[0], made[2]
         if isinstance(input, Proxy) or isinstance(hx, Proxy):
             node: tuple[Tensor, Tensor] = self._node(input, hx)
             return node

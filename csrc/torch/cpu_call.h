@@ -74,12 +74,17 @@ inline Tensor make(const TensorShape& shape, ScalarType dtype) {
   return tensor;
 }
 
-// Scratch memory of one call to the engine. Up to 64 MB stay with the thread that calls, and its
-// next call writes over them: new memory, which comes page by page, costs a short call more than
-// what it computes.
+// Scratch memory of one call to the engine. A little stays with the thread that calls, whose next
+// call writes over it: asking for memory costs a short call more than what it computes. Up to 64 MB
+// do where the heap would give the memory back to the system, so that the next call got new pages.
+// In between it is the heap's, for whatever comes next in the caches that hold it.
 inline Tensor scratch_memory(int64_t bytes) {
-  constexpr int64_t kMostKept = 64 << 20;
+  constexpr int64_t kLittle = 1 << 20, kMostKept = 64 << 20;
   if (bytes > kMostKept) return make({bytes}, ScalarType::Byte);
+  if (bytes > kLittle && bytes <= kLargestOfHeap) {
+    keep_freed_memory();
+    return make({bytes}, ScalarType::Byte);
+  }
   thread_local MaybeTensor kept;
   if (!kept.has_value() || kept->numel() < bytes) {
     kept.reset();

@@ -74,21 +74,17 @@ inline Tensor make(const TensorShape& shape, ScalarType dtype) {
   return tensor;
 }
 
-// Scratch memory of one call to the engine. A little stays with the thread that calls, whose next
-// call writes over it: asking for memory costs a short call more than what it computes. Up to 64 MB
-// do where the heap would give the memory back to the system, so that the next call got new pages.
-// In between it is the heap's, for whatever comes next in the caches that hold it.
+// Scratch memory of one call to the engine. Up to 64 MB stay with the thread that calls, and its
+// next call writes over them: new memory, which comes page by page, costs a short call more than
+// what it computes. More than a little is not cut out of the heap, whose free parts would fit large
+// tensors less often: a block so large that malloc maps it, of which a call touches what it needs.
 inline Tensor scratch_memory(int64_t bytes) {
-  constexpr int64_t kLittle = 1 << 20, kMostKept = 64 << 20;
+  constexpr int64_t kMostKept = 64 << 20, kLittle = 1 << 20, kMapped = 33 << 20;
   if (bytes > kMostKept) return make({bytes}, ScalarType::Byte);
-  if (bytes > kLittle && bytes <= kLargestOfHeap) {
-    keep_freed_memory();
-    return make({bytes}, ScalarType::Byte);
-  }
   thread_local MaybeTensor kept;
   if (!kept.has_value() || kept->numel() < bytes) {
     kept.reset();
-    kept = make({bytes}, ScalarType::Byte);
+    kept = make({bytes > kLittle && bytes < kMapped ? kMapped : bytes}, ScalarType::Byte);
   } else {
     poison_memory(kept->mutable_data_ptr(), bytes);
   }

@@ -12,7 +12,6 @@
 namespace bptt {
 
 constexpr size_t kLargeBytes = 4 << 20;
-constexpr int64_t kLargestOfHeap = 31 << 20;  // glibc maps 32 MB and more anew each time
 
 // A layer's tensors are tens of megabytes and allocated anew at each call. In pages of 4 KB the
 // first touch of such a tensor costs more than the arithmetic on it; ask for large ones (a hint:
@@ -45,9 +44,9 @@ inline void poison_memory(void* memory, size_t bytes) {
 // nothing is written to tells it once that there are large ones.
 inline void keep_freed_memory() {
 #if defined(__GLIBC__)
+  constexpr size_t kLargest = 31 << 20;
   static const bool told = [] {
-    void* volatile block =
-        std::malloc(kLargestOfHeap);  // volatile, or a compiler leaves out both calls
+    void* volatile block = std::malloc(kLargest);  // volatile, or a compiler leaves out both calls
     std::free(block);
     return true;
   }();
